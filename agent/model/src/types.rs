@@ -230,6 +230,10 @@ pub struct RemoteCluster {
     pub services: BTreeMap<ObjectName, RemoteService>,
     pub nodes: BTreeMap<String, Node>,
     pub workloads: Vec<Workload>,
+    /// Its pods and ports (0: all) that take mutual TLS only.
+    pub auth_destinations: Vec<(IpAddr, u16)>,
+    /// Its nodes run Weft, so its pods take HBONE on port 15008.
+    pub hbone: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
