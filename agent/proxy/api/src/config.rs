@@ -26,6 +26,10 @@ pub struct ProxyConfig {
     pub map_dir: PathBuf,
     /// Every pod of every connected cluster that has an address.
     pub workloads: Vec<WorkloadInfo>,
+    /// Security identities of other addresses, longest prefix first served: CIDR identities, the node's own addresses
+    /// (HOST), other nodes' (REMOTE_NODE). What none claims is WORLD.
+    #[serde(default)]
+    pub identities: Vec<(IpNet, u32)>,
     /// Resolved policy of this node's pods, by address.
     pub policies: BTreeMap<IpAddr, EndpointPolicy>,
     /// Pods of any node and their ports (0: all) that take mutual TLS only: connections of local pods go there by HBONE.
