@@ -43,8 +43,10 @@ pub mod program {
     pub const FROM_POD: &str = "from_pod";
     /// tcx egress of a pod's host-side veth: what the pod is about to receive.
     pub const TO_POD: &str = "to_pod";
-    /// tcx ingress of native devices and of the WireGuard device: what enters the node.
+    /// tcx ingress of native devices: what enters the node in plain text.
     pub const FROM_NETWORK: &str = "from_network";
+    /// tcx ingress of the WireGuard device: what enters the node through the tunnel.
+    pub const FROM_TUNNEL: &str = "from_tunnel";
     /// tcx egress of native devices: the guard that drops plain text which should be encrypted.
     pub const TO_NETWORK: &str = "to_network";
     /// sk_lookup on the node's namespace: reopens connections whose proxy socket is in TIME_WAIT.
@@ -60,6 +62,9 @@ pub mod mark {
     pub const PROXY: u32 = 0x300;
     /// Set on the WireGuard device's UDP socket: the guard lets it out.
     pub const WIREGUARD: u32 = 0x400;
+    /// Between `to_pod` and `from_pod` of one veth: a packet on its way back to the proxy. No pod can set it, since
+    /// marks do not cross namespaces.
+    pub const TURNED: u32 = 0x500;
     /// The routing table that the CAPTURED rule names.
     pub const CAPTURED_TABLE: u32 = 200;
     /// Priority of that rule.
