@@ -122,6 +122,16 @@ impl ClusterCa {
         Ok(Self { trust_domain: trust_domain.clone(), issuer, certificate_pem, not_after })
     }
 
+    /// The CA of `other` under another name: what a hostile but trusted cluster could sign with.
+    #[cfg(test)]
+    pub(crate) fn forged(other: &Self, trust_domain: &TrustDomain) -> Self {
+        let key = KeyPair::from_pem(&other.issuer.key().serialize_pem()).expect("a key that was loaded before");
+        let issuer =
+            Issuer::from_ca_cert_pem(&other.certificate_pem, key).expect("a certificate that was loaded before");
+        let (certificate_pem, not_after) = (other.certificate_pem.clone(), other.not_after);
+        Self { trust_domain: trust_domain.clone(), issuer, certificate_pem, not_after }
+    }
+
     pub fn trust_domain(&self) -> &TrustDomain {
         &self.trust_domain
     }

@@ -15,7 +15,7 @@ pub use bundles::TrustBundles;
 pub use ca::{CERTIFICATE_FILE, CaError, ClusterCa, KEY_FILE, SVID_LIFETIME, Svid};
 pub use identity::{Identity, SharedIdentity};
 pub use peer::{ExpectedId, peer_spiffe_id};
-pub use tls::{TlsError, client_config, server_config};
+pub use tls::{TlsError, client_config, explain, server_config};
 pub use weft_identity::{SpiffeError, SpiffeId, TrustDomain};
 
 #[cfg(test)]

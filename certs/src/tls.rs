@@ -1,7 +1,7 @@
 //! rustls configurations for both ends of a mutual TLS connection: TLS 1.3 only, certificates always both ways.
 use crate::{ExpectedId, SharedIdentity, TrustBundles, peer::PeerVerifier};
 use rustls::{
-    ClientConfig, ServerConfig,
+    CertificateError, ClientConfig, Error, OtherError, ServerConfig,
     client::Resumption,
     crypto::{CryptoProvider, ring},
     server::NoServerSessionStorage,
@@ -32,6 +32,23 @@ pub enum TlsError {
     OwnKey(#[source] rustls::Error),
     #[error("TLS cannot be set up")]
     Setup(#[source] rustls::Error),
+}
+
+/// What went wrong in a handshake, in words: rustls shows a verifier's own errors only as debug text. Takes a
+/// `rustls::Error`, an `io::Error` around one, or anything whose causes lead to one.
+pub fn explain(error: &(dyn std::error::Error + 'static)) -> String {
+    if let Some(error) = error.downcast_ref::<std::io::Error>()
+        && let Some(inner) = error.get_ref()
+    {
+        return explain(inner);
+    }
+    if let Some(Error::InvalidCertificate(CertificateError::Other(OtherError(inner)))) = error.downcast_ref::<Error>() {
+        return format!("the peer's certificate is refused: {}", explain(inner.as_ref()));
+    }
+    match error.source() {
+        Some(cause) => format!("{error}: {}", explain(cause)),
+        None => error.to_string(),
+    }
 }
 
 /// For servers: shows `identity`, takes only peers that `callers` admits. `alpn` in order of preference, e.g. `[b"h2"]`.
