@@ -1,1 +1,3 @@
-//! weft-datapath.
+//! The kernel's half of the data path, as the agent drives it: what the maps and routes should hold ([`plan`], pure),
+//! and how they come to hold it. The only user of aya.
+pub mod plan;
