@@ -1,1 +1,7 @@
-//! weft-wireguard.
+mod checksum;
+#[cfg(test)]
+mod offload_tests;
+mod join;
+mod packet;
+mod split;
+mod vnet;
