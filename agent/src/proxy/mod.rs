@@ -1,0 +1,3 @@
+//! The agent's side of weft-proxy: what it is told, and what it reports.
+pub mod link;
+pub mod plan;

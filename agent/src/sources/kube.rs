@@ -1,0 +1,246 @@
+//! A Kubernetes API server, by watches. A lost watch is resumed where it ended; lists are paged and spread in time.
+use super::{ObjectKey, SourceEvent};
+use futures::StreamExt;
+use kube::{
+    Api, Client, Config,
+    api::{ApiResource, DynamicObject, GroupVersionKind, Patch, PatchParams},
+    config::{KubeConfigOptions, Kubeconfig, KubeconfigError},
+    runtime::{WatchStreamExt, watcher},
+};
+use serde_json::{Value, json};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+use tokio::{
+    sync::mpsc::{self, Sender},
+    task::JoinSet,
+    time,
+};
+use weft_model::{snapshot::ObjectError, types::MeshPeer};
+
+/// How long a watch may fail at the start before its errors are told; an API server that is starting is no news.
+const FIRST_ERROR_AFTER: Duration = Duration::from_secs(3);
+
+#[derive(Debug, thiserror::Error)]
+pub enum KubeError {
+    #[error("cannot use the kubeconfig {}: is the path right, and the context there?", path.display())]
+    Kubeconfig {
+        path: PathBuf,
+        #[source]
+        cause: KubeconfigError,
+    },
+    #[error("no API server to talk to: give source.kubernetes.kubeconfig, or run as a pod with a service account")]
+    Infer(#[source] Box<kube::config::InferConfigError>),
+    #[error("cannot make a client for the API server")]
+    Client(#[source] Box<kube::Error>),
+    #[error("the API server refuses to write {object}: does the agent's role allow it, and are the CRDs installed?")]
+    Write {
+        object: String,
+        #[source]
+        cause: Box<kube::Error>,
+    },
+}
+
+pub async fn client(kubeconfig: Option<&Path>, context: Option<&str>) -> Result<Client, KubeError> {
+    let config = match kubeconfig {
+        Some(path) => {
+            let wrong = |cause| KubeError::Kubeconfig { path: path.to_owned(), cause };
+            let file = Kubeconfig::read_from(path).map_err(wrong)?;
+            let options = KubeConfigOptions { context: context.map(str::to_owned), ..Default::default() };
+            Config::from_custom_kubeconfig(file, &options).await.map_err(wrong)?
+        }
+        None => Config::infer().await.map_err(|cause| KubeError::Infer(Box::new(cause)))?,
+    };
+    Client::try_from(config).map_err(|cause| KubeError::Client(Box::new(cause)))
+}
+
+/// Group, version, kind and whether its absence (a CRD that is not installed) is fine.
+const KINDS: [(&str, &str, &str, bool); 10] = [
+    ("", "v1", "Namespace", false),
+    ("", "v1", "Node", false),
+    ("", "v1", "Pod", false),
+    ("", "v1", "Service", false),
+    ("discovery.k8s.io", "v1", "EndpointSlice", false),
+    ("networking.k8s.io", "v1", "NetworkPolicy", false),
+    ("cilium.io", "v2", "CiliumNetworkPolicy", true),
+    ("cilium.io", "v2", "CiliumClusterwideNetworkPolicy", true),
+    ("weft.dev", "v1alpha1", "WasmPlugin", true),
+    ("weft.dev", "v1alpha1", "MeshPeer", true),
+];
+
+fn resource(group: &str, version: &str, kind: &str) -> ApiResource {
+    let gvk = GroupVersionKind::gvk(group, version, kind);
+    match kind {
+        "CiliumNetworkPolicy" => ApiResource::from_gvk_with_plural(&gvk, "ciliumnetworkpolicies"),
+        "CiliumClusterwideNetworkPolicy" => ApiResource::from_gvk_with_plural(&gvk, "ciliumclusterwidenetworkpolicies"),
+        "NetworkPolicy" => ApiResource::from_gvk_with_plural(&gvk, "networkpolicies"),
+        _ => ApiResource::from_gvk(&gvk),
+    }
+}
+
+/// Watches all kinds until the channel closes. `Synced` is told once every kind has delivered its first list.
+pub async fn follow(client: Client, events: Sender<SourceEvent>) {
+    let (synced, mut syncs) = mpsc::channel(KINDS.len());
+    let mut watches = JoinSet::new();
+    for (group, version, kind, optional) in KINDS {
+        let resource = resource(group, version, kind);
+        watches.spawn(watch(client.clone(), resource, optional, events.clone(), synced.clone()));
+    }
+    drop(synced);
+    for _ in KINDS {
+        if syncs.recv().await.is_none() {
+            return;
+        }
+    }
+    if events.send(SourceEvent::Synced).await.is_ok() {
+        events.closed().await;
+    }
+}
+
+async fn watch(
+    client: Client,
+    resource: ApiResource,
+    optional: bool,
+    events: Sender<SourceEvent>,
+    synced: Sender<()>,
+) -> Result<(), mpsc::error::SendError<SourceEvent>> {
+    let origin = format!("watch of {}", resource.plural);
+    let mut synced = Some(synced);
+    let mut known: BTreeSet<ObjectKey> = BTreeSet::new();
+    let mut listed: Option<BTreeSet<ObjectKey>> = None;
+    let mut failing = false;
+    let started = time::Instant::now();
+    let api: Api<DynamicObject> = Api::all_with(client, &resource);
+    let stream = watcher(api, watcher::Config::default()).default_backoff();
+    let mut stream = std::pin::pin!(stream);
+    while let Some(event) = stream.next().await {
+        match event {
+            Ok(event) => {
+                if std::mem::take(&mut failing) {
+                    events.send(SourceEvent::Errors { origin: origin.clone(), errors: vec![] }).await?;
+                }
+                match event {
+                    watcher::Event::Init => listed = Some(BTreeSet::new()),
+                    watcher::Event::InitApply(object) | watcher::Event::Apply(object) => {
+                        if let Some((key, value)) = as_value(object, &resource) {
+                            if let Some(listed) = &mut listed {
+                                listed.insert(key.clone());
+                            }
+                            known.insert(key);
+                            let object = Box::new(value);
+                            events.send(SourceEvent::Upsert { layer: 0, origin: origin.clone(), object }).await?;
+                        }
+                    }
+                    watcher::Event::Delete(object) => {
+                        if let Some((key, _)) = as_value(object, &resource) {
+                            known.remove(&key);
+                            events.send(SourceEvent::Delete { layer: 0, origin: origin.clone(), key }).await?;
+                        }
+                    }
+                    watcher::Event::InitDone => {
+                        // What was deleted while nobody watched is not told by the API: it is what the list lacks.
+                        let listed = listed.take().unwrap_or_default();
+                        let gone: Vec<ObjectKey> = known.difference(&listed).cloned().collect();
+                        known = listed;
+                        for key in gone {
+                            events.send(SourceEvent::Delete { layer: 0, origin: origin.clone(), key }).await?;
+                        }
+                        if let Some(synced) = synced.take() {
+                            let _ = synced.send(()).await;
+                        }
+                    }
+                }
+            }
+            Err(error) => {
+                let missing = is_missing(&error);
+                if missing
+                    && optional
+                    && let Some(synced) = synced.take()
+                {
+                    let _ = synced.send(()).await;
+                }
+                if !failing && (started.elapsed() > FIRST_ERROR_AFTER || missing) {
+                    failing = true;
+                    let message = match missing {
+                        true => format!("{} is not installed: kubectl apply -f deploy/crds", resource.plural),
+                        false => format!("{error}; what it said last stays in force, and it is tried again"),
+                    };
+                    let errors = vec![ObjectError { origin: origin.clone(), object: resource.kind.clone(), message }];
+                    events.send(SourceEvent::Errors { origin: origin.clone(), errors }).await?;
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+fn is_missing(error: &watcher::Error) -> bool {
+    use watcher::Error::{InitialListFailed, WatchFailed, WatchStartFailed};
+    match error {
+        InitialListFailed(kube::Error::Api(status))
+        | WatchStartFailed(kube::Error::Api(status))
+        | WatchFailed(kube::Error::Api(status)) => status.code == 404,
+        watcher::Error::WatchError(status) => status.code == 404,
+        _ => false,
+    }
+}
+
+/// The object with the fields that a list leaves out, and without those that only cost memory.
+fn as_value(object: DynamicObject, resource: &ApiResource) -> Option<(ObjectKey, Value)> {
+    let mut value = serde_json::to_value(object).ok()?;
+    value["apiVersion"] = json!(resource.api_version);
+    value["kind"] = json!(resource.kind);
+    if let Some(Value::Object(metadata)) = value.get_mut("metadata") {
+        metadata.remove("managedFields");
+    }
+    Some((ObjectKey::of(&value)?, value))
+}
+
+/// Publishes what only this node knows, as annotations of its Node object.
+pub async fn annotate_node(client: &Client, node: &str, annotations: &BTreeMap<String, String>) -> Result<(), KubeError> {
+    let api: Api<DynamicObject> = Api::all_with(client.clone(), &resource("", "v1", "Node"));
+    let patch = json!({ "metadata": { "annotations": annotations } });
+    let write = api.patch(node, &PatchParams::default(), &Patch::Merge(&patch)).await;
+    written(write, || format!("the annotations of Node {node}"))
+}
+
+/// Creates or replaces a `MeshPeer`.
+pub async fn apply_mesh_peer(client: &Client, peer: &MeshPeer) -> Result<(), KubeError> {
+    let api: Api<DynamicObject> = Api::all_with(client.clone(), &resource("weft.dev", "v1alpha1", "MeshPeer"));
+    let name = peer.cluster.as_str();
+    let object = super::mesh_peer_object(peer);
+    let write = api.patch(name, &PatchParams::apply("weft").force(), &Patch::Apply(&object)).await;
+    written(write, || format!("MeshPeer {name}"))
+}
+
+/// Deletes a `MeshPeer`; one that is not there is fine.
+pub async fn delete_mesh_peer(client: &Client, name: &str) -> Result<(), KubeError> {
+    let api: Api<DynamicObject> = Api::all_with(client.clone(), &resource("weft.dev", "v1alpha1", "MeshPeer"));
+    match api.delete(name, &Default::default()).await {
+        Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
+        other => written(other, || format!("MeshPeer {name}")),
+    }
+}
+
+/// Writes what became of a policy to its status.
+pub async fn policy_status(client: &Client, kind: &str, namespace: &str, name: &str, state: &str) -> Result<(), KubeError> {
+    let resource = resource("cilium.io", "v2", kind);
+    let api: Api<DynamicObject> = match namespace {
+        "" => Api::all_with(client.clone(), &resource),
+        namespace => Api::namespaced_with(client.clone(), namespace, &resource),
+    };
+    let valid = if state.starts_with("rejected") { "False" } else { "True" };
+    let condition = json!({
+        "type": "Valid", "status": valid, "reason": if valid == "True" { "Accepted" } else { "Unsupported" },
+        "message": state, "lastTransitionTime": Value::Null,
+    });
+    let patch = json!({ "status": { "conditions": [condition] } });
+    let write = api.patch_status(name, &PatchParams::default(), &Patch::Merge(&patch)).await;
+    written(write, || format!("the status of {kind} {namespace}/{name}"))
+}
+
+fn written<T>(write: kube::Result<T>, object: impl FnOnce() -> String) -> Result<(), KubeError> {
+    write.map(drop).map_err(|cause| KubeError::Write { object: object(), cause: Box::new(cause) })
+}
