@@ -61,7 +61,8 @@ impl Joiner {
         let packet = &buffer[range.clone()];
         let shape = Shape::of(packet).filter(|shape| self.join_udp || shape.protocol == TCP);
         if let Some(shape) = shape {
-            if let Some(position) = self.open.iter().position(|&group| self.groups[group].is_same_flow(buffer, packet)) {
+            if let Some(position) = self.open.iter().position(|&group| self.groups[group].is_same_flow(buffer, packet))
+            {
                 let group = &mut self.groups[self.open[position]];
                 match group.append(buffer, &range, shape) {
                     Appended::Yes => return,

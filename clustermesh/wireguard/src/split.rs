@@ -3,9 +3,7 @@
 use std::ops::Range;
 
 use crate::checksum::Sum;
-use crate::packet::{
-    Family, MAX_PACKET, TCP, UDP, UDP_HEADER, be16, be32, put, set_ip_length, tcp_header_len,
-};
+use crate::packet::{Family, MAX_PACKET, TCP, UDP, UDP_HEADER, be16, be32, put, set_ip_length, tcp_header_len};
 use crate::vnet::{Gso, VnetHeader};
 
 const FIN: u8 = 0x01;
