@@ -1,7 +1,7 @@
 //! What the kernel programs and the node's processes agree on: map names, keys, values, marks and reasons.
 //!
 //! Only integers and byte arrays cross the boundary, none of them padded. Addresses are 16 bytes: IPv6, or IPv4 as
-//! `::ffff:a.b.c.d` (RFC 4291, 2.5.5.2). Ports are big-endian bytes. The layout has a version, [`VERSION`], which is
+//! `::ffff:a.b.c.d` (RFC 4291, 2.5.5.2). Addresses and ports are in network order. The layout has a version, [`VERSION`], which is
 //! part of the pin path: a change of any type or map here raises it.
 #![cfg_attr(not(test), no_std)]
 

@@ -3,43 +3,72 @@ use crate::abi;
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// IPv6, or IPv4 as `::ffff:a.b.c.d`.
+///
+/// Four words of the bytes in network order: the programs copy and compare addresses all the time, and would do so
+/// byte by byte without the alignment.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Addr(pub [u8; 16]);
-abi!(Addr { bytes: [u8; 16] });
+pub struct Addr([u32; 4]);
+abi!(Addr { words: [u32; 4] });
 
 impl Addr {
-    pub const UNSPECIFIED: Self = Self([0; 16]);
+    pub const UNSPECIFIED: Self = Self([0; 4]);
+    const MAPPED: u32 = 0xffff_u32.to_be();
 
     pub const fn v4(addr: Ipv4Addr) -> Self {
-        Self(addr.to_ipv6_mapped().octets())
+        Self::from_v4_be(u32::from_ne_bytes(addr.octets()))
     }
 
     /// From the four bytes of an IPv4 address in network order, as the kernel keeps them.
     #[inline(always)]
     pub const fn from_v4_be(be: u32) -> Self {
-        let [a, b, c, d] = be.to_ne_bytes();
-        Self([0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, a, b, c, d])
+        Self([0, 0, Self::MAPPED, be])
     }
 
     /// The IPv4 part in network order, as the kernel keeps it. Meaningless for IPv6.
     #[inline(always)]
     pub const fn v4_be(&self) -> u32 {
-        u32::from_ne_bytes([self.0[12], self.0[13], self.0[14], self.0[15]])
+        self.0[3]
     }
 
-    pub const fn v6(addr: Ipv6Addr) -> Self {
-        Self(addr.octets())
+    /// From words in network order, as the kernel keeps IPv6 addresses.
+    #[inline(always)]
+    pub const fn from_words_be(words: [u32; 4]) -> Self {
+        Self(words)
     }
 
     #[inline(always)]
-    pub fn is_v4(&self) -> bool {
-        self.0[0] == 0 && self.0[1] == 0 && self.0[8] == 0 && self.0[9] == 0 && self.0[10] == 0xff && self.0[11] == 0xff
+    pub const fn words_be(&self) -> [u32; 4] {
+        self.0
+    }
+
+    pub const fn v6(addr: Ipv6Addr) -> Self {
+        let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = addr.octets();
+        Self([
+            u32::from_ne_bytes([a, b, c, d]),
+            u32::from_ne_bytes([e, f, g, h]),
+            u32::from_ne_bytes([i, j, k, l]),
+            u32::from_ne_bytes([m, n, o, p]),
+        ])
+    }
+
+    #[inline(always)]
+    pub const fn is_v4(&self) -> bool {
+        self.0[0] == 0 && self.0[1] == 0 && self.0[2] == Self::MAPPED
+    }
+
+    /// The 16 bytes in network order.
+    pub fn octets(&self) -> [u8; 16] {
+        let mut octets = [0; 16];
+        for (chunk, word) in octets.chunks_exact_mut(4).zip(self.0) {
+            chunk.copy_from_slice(&word.to_ne_bytes());
+        }
+        octets
     }
 
     /// As user space speaks of it: mapped IPv4 comes back as IPv4.
     pub fn ip(&self) -> IpAddr {
-        Ipv6Addr::from(self.0).to_canonical()
+        Ipv6Addr::from(self.octets()).to_canonical()
     }
 }
 
@@ -52,23 +81,27 @@ impl From<IpAddr> for Addr {
     }
 }
 
-/// A port in network order.
+/// A port, kept in network order.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Port(pub [u8; 2]);
-abi!(Port { bytes: [u8; 2] });
+pub struct Port(u16);
+abi!(Port { be: u16 });
 
 impl Port {
     pub const fn new(port: u16) -> Self {
-        Self(port.to_be_bytes())
+        Self(port.to_be())
+    }
+    #[inline(always)]
+    pub const fn from_be(be: u16) -> Self {
+        Self(be)
     }
     #[inline(always)]
     pub const fn get(self) -> u16 {
-        u16::from_be_bytes(self.0)
+        u16::from_be(self.0)
     }
     #[inline(always)]
     pub const fn be(self) -> u16 {
-        u16::from_ne_bytes(self.0)
+        self.0
     }
 }
 

@@ -70,11 +70,11 @@ pub fn is_reserved(tables: &impl Tables, addr: &Addr, port: Port, proto: u8) -> 
 /// Loopback, or the unspecified address, which Linux takes for loopback when it is a destination.
 #[inline(always)]
 pub fn is_loopback(addr: &Addr) -> bool {
+    let [a, b, c, d] = addr.words_be();
     if addr.is_v4() {
-        return addr.0[12] == 127 || addr.v4_be() == 0;
+        return d.to_ne_bytes()[0] == 127 || d == 0;
     }
-    let [head @ .., last] = addr.0;
-    head == [0; 15] && last <= 1
+    a | b | c == 0 && u32::from_be(d) <= 1
 }
 
 #[inline(always)]

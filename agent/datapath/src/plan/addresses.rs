@@ -76,7 +76,8 @@ pub(super) fn ipcache(snapshot: &Snapshot, settings: &NodeSettings) -> BTreeMap<
     // Pods that nobody has named yet are covered by their node's whole range. It hides wider CIDR identities, so it
     // takes theirs over.
     for pods in &tunnelled.cidrs {
-        let widest_match = cidrs.iter().filter(|(cidr, _)| cidr.contains(pods)).max_by_key(|(cidr, _)| cidr.prefix_len());
+        let widest_match =
+            cidrs.iter().filter(|(cidr, _)| cidr.contains(pods)).max_by_key(|(cidr, _)| cidr.prefix_len());
         let identity = widest_match.map_or(identity::WORLD, |(_, identity)| *identity);
         entries.insert(AddrPrefix::from(*pods), IpInfo { identity, flags: IpInfo::ENCRYPT });
     }
@@ -93,9 +94,7 @@ pub(super) fn ipcache(snapshot: &Snapshot, settings: &NodeSettings) -> BTreeMap<
         entries.extend(node.addresses.iter().map(|addr| (AddrPrefix::from(*addr), plain(identity::REMOTE_NODE))));
     }
     let this = snapshot.this_node().into_iter().flat_map(|node| &node.addresses);
-    entries.extend(
-        this.chain(&settings.host_addresses).map(|addr| (AddrPrefix::from(*addr), plain(identity::HOST))),
-    );
+    entries.extend(this.chain(&settings.host_addresses).map(|addr| (AddrPrefix::from(*addr), plain(identity::HOST))));
     entries
 }
 
@@ -168,10 +167,10 @@ mod tests {
 
     /// As the kernel would: the longest prefix.
     fn lookup(entries: &BTreeMap<AddrPrefix, IpInfo>, addr: &str) -> Option<(u32, bool)> {
-        let addr = u128::from_be_bytes(Addr::from(ip(addr)).0);
+        let addr = u128::from_be_bytes(Addr::from(ip(addr)).octets());
         let covers = |prefix: &AddrPrefix| {
             let mask = u128::MAX.checked_shl(128 - prefix.bits).unwrap_or(0);
-            addr & mask == u128::from_be_bytes(prefix.addr.0)
+            addr & mask == u128::from_be_bytes(prefix.addr.octets())
         };
         let (_, info) = entries.iter().rfind(|(prefix, _)| covers(prefix))?;
         Some((info.identity, info.flags & IpInfo::ENCRYPT != 0))
