@@ -137,7 +137,7 @@ impl Headers {
     }
 
     /// Every pair, pseudo headers first.
-    pub fn iter(&self) -> impl Iterator<Item = (&[u8], &[u8])> + Clone {
+    pub fn iter(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
         let pseudo: [Option<(&[u8], &[u8])>; 4] = match &self.pseudo {
             Pseudo::None => [None; 4],
             Pseudo::Request { method, path, authority, scheme } => [

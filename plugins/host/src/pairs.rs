@@ -5,19 +5,19 @@ pub const MAX_BYTES: usize = 1 << 20;
 /// More pairs are refused.
 pub const MAX_PAIRS: usize = 1024;
 
-/// Appends the pairs to `out`. An empty map is nothing at all.
-pub fn encode<'a>(pairs: impl Iterator<Item = (&'a [u8], &'a [u8])> + Clone, out: &mut Vec<u8>) {
-    let count = pairs.clone().count();
-    if count == 0 {
+/// Appends the pairs to `out`; they are walked several times. An empty map is nothing at all.
+pub fn encode<'a, I: Iterator<Item = (&'a [u8], &'a [u8])>>(pairs: impl Fn() -> I, out: &mut Vec<u8>) {
+    let size = encoded_size(pairs());
+    if size == 0 {
         return;
     }
-    out.reserve(encoded_size(pairs.clone()));
-    put_length(out, count);
-    for (name, value) in pairs.clone() {
+    out.reserve(size);
+    put_length(out, pairs().count());
+    for (name, value) in pairs() {
         put_length(out, name.len());
         put_length(out, value.len());
     }
-    for (name, value) in pairs {
+    for (name, value) in pairs() {
         out.extend_from_slice(name);
         out.push(0);
         out.extend_from_slice(value);
@@ -84,7 +84,7 @@ mod tests {
 
     fn encoded(pairs: &[(Vec<u8>, Vec<u8>)]) -> Vec<u8> {
         let mut out = vec![];
-        encode(pairs.iter().map(|(n, v)| (n.as_slice(), v.as_slice())), &mut out);
+        encode(|| pairs.iter().map(|(n, v)| (n.as_slice(), v.as_slice())), &mut out);
         out
     }
 

@@ -55,8 +55,8 @@ pub fn put_time(out: &mut Vec<u8>, value: SystemTime) {
     put_duration(out, value.duration_since(UNIX_EPOCH).unwrap_or_default());
 }
 
-/// Lists and maps: the pairs of a header map.
-pub fn put_map<'a>(out: &mut Vec<u8>, pairs: impl Iterator<Item = (&'a [u8], &'a [u8])> + Clone) {
+/// Lists and maps: the pairs of a header map, which are walked several times.
+pub fn put_map<'a, I: Iterator<Item = (&'a [u8], &'a [u8])>>(out: &mut Vec<u8>, pairs: impl Fn() -> I) {
     crate::pairs::encode(pairs, out);
 }
 
