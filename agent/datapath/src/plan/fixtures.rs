@@ -3,7 +3,8 @@ use std::net::IpAddr;
 use weft_model::{
     snapshot::Snapshot,
     types::{
-        Backend, ClusterName, Frontend, FrontendKind, Labels, Node, ObjectName, Protocol, Service, ServiceView, Workload,
+        Backend, ClusterName, Frontend, FrontendKind, Labels, Node, ObjectName, Protocol, Service, ServiceView,
+        Workload,
     },
 };
 

@@ -202,7 +202,9 @@ fn disjoint(pieces: &[Piece]) -> Vec<Piece> {
     for part in borders.windows(2) {
         let (first, last) = (part[0] as u16, (part[1] - 1) as u16);
         let over = || pieces.iter().filter(|piece| piece.first <= first && last <= piece.last);
-        let Some(decisive) = over().max_by_key(|piece| (piece.weight(), std::cmp::Reverse(piece.rule))) else { continue };
+        let Some(decisive) = over().max_by_key(|piece| (piece.weight(), std::cmp::Reverse(piece.rule))) else {
+            continue;
+        };
         let joined = over().fold(0, |flags, piece| flags | piece.flags);
         let flags = if joined & PolicyEntry::DENY != 0 { PolicyEntry::DENY } else { joined };
         match out.last_mut() {

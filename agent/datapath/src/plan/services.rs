@@ -1,9 +1,6 @@
 //! Frontends and the backends that new connections to them may go to.
 use super::{Conflict, ServiceSet};
-use std::{
-    collections::{BTreeMap, BTreeSet, btree_map::Entry},
-    net::IpAddr,
-};
+use std::collections::{BTreeMap, BTreeSet, btree_map::Entry};
 use weft_bpf_abi::{
     lb::{Backend, ServiceKey},
     net::{Addr, Port},
@@ -17,7 +14,6 @@ pub(super) fn plan(snapshot: &Snapshot) -> (BTreeMap<ServiceKey, ServiceSet>, Ve
     let mut claimed: BTreeMap<ServiceKey, (&ObjectName, ServiceSet)> = BTreeMap::new();
     let mut conflicts = Vec::new();
     for (name, view) in &snapshot.services {
-        let usable: Vec<&ModelBackend> = view.backends.iter().filter(|b| b.ready).collect();
         // A dual-stack service has its node port twice; the kernel knows it once, and IPv4 backends serve both kinds
         // of client.
         let mut frontends: Vec<&Frontend> = view.service.frontends.iter().collect();
@@ -26,7 +22,8 @@ pub(super) fn plan(snapshot: &Snapshot) -> (BTreeMap<ServiceKey, ServiceSet>, Ve
             let Some(key) = key(frontend) else { continue };
             match claimed.entry(key) {
                 Entry::Vacant(free) => {
-                    free.insert((name, set(&view.service, frontend, &usable)));
+                    let usable = view.usable_for(frontend, &snapshot.cluster, &snapshot.node_name);
+                    free.insert((name, set(&view.service, &usable)));
                 }
                 Entry::Occupied(taken) if taken.get().0 == name => {}
                 Entry::Occupied(taken) => conflicts.push(Conflict {
@@ -50,14 +47,9 @@ fn key(frontend: &Frontend) -> Option<ServiceKey> {
     Some(ServiceKey::new(addr, Port::new(frontend.port), proto))
 }
 
-fn set(service: &Service, frontend: &Frontend, usable: &[&ModelBackend]) -> ServiceSet {
-    let same_family = |addr: &IpAddr| addr.is_ipv4() == frontend.addr.is_ipv4();
-    let backends: BTreeSet<Backend> = usable
-        .iter()
-        .filter(|backend| backend.protocol == frontend.protocol && backend.port_name == frontend.port_name)
-        .filter(|backend| same_family(&backend.addr))
-        .map(|backend| Backend::new(Addr::from(backend.addr), Port::new(backend.port)))
-        .collect();
+fn set(service: &Service, usable: &[&ModelBackend]) -> ServiceSet {
+    let address = |backend: &&ModelBackend| Backend::new(Addr::from(backend.addr), Port::new(backend.port));
+    let backends: BTreeSet<Backend> = usable.iter().map(address).collect();
     let affinity_seconds = service.session_affinity.map_or(0, |timeout| {
         // Rounded up: a time-out under a second still is affinity.
         u32::try_from(timeout.as_secs() + u64::from(timeout.subsec_nanos() > 0)).unwrap_or(u32::MAX).max(1)

@@ -70,7 +70,18 @@ fn tcp(first: u16, last: u16) -> PortRange {
 
 fn any_port() -> impl Strategy<Value = u16> {
     // Few ports, so that borders meet; the ends of the space among them.
-    prop_oneof![Just(0), Just(1), Just(79), Just(80), Just(81), Just(255), Just(256), Just(65_534), Just(65_535), any::<u16>()]
+    prop_oneof![
+        Just(0),
+        Just(1),
+        Just(79),
+        Just(80),
+        Just(81),
+        Just(255),
+        Just(256),
+        Just(65_534),
+        Just(65_535),
+        any::<u16>()
+    ]
 }
 
 fn any_rule() -> impl Strategy<Value = Rule> {
@@ -163,10 +174,7 @@ fn entries_name_the_policy_that_decides() {
         .into_iter()
         .map(|(prefix, entry)| (prefix.key.port.get(), entry.flags, names.name(entry.rule).unwrap().to_owned()))
         .collect();
-    assert_eq!(
-        named,
-        [(79, PolicyEntry::ALLOW, "shop/web".to_owned()), (80, PolicyEntry::DENY, "shop/no".to_owned())]
-    );
+    assert_eq!(named, [(79, PolicyEntry::ALLOW, "shop/web".to_owned()), (80, PolicyEntry::DENY, "shop/no".to_owned())]);
 }
 
 #[test]
