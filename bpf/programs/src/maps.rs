@@ -4,6 +4,7 @@ use aya_ebpf::{
     macros::map,
     maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf, SockMap, lpm_trie::Key},
 };
+use crate::packet::Packet;
 use weft_bpf_abi::{
     event::{EVENTS_BYTES, Event, Reason},
     lb::{
@@ -55,6 +56,10 @@ static EVENTS: RingBuf = RingBuf::pinned(EVENTS_BYTES, 0);
 #[map]
 static LOST_EVENTS: PerCpuArray<u64> = PerCpuArray::pinned(1, 0);
 
+/// The packet that this CPU looks at. Only this object's programs see it: no pin.
+#[map]
+static PACKET: PerCpuArray<Packet> = PerCpuArray::with_max_entries(1, 0);
+
 /// The maps, as the decisions see them.
 pub struct KernelTables;
 
@@ -95,6 +100,14 @@ impl policy::Rules for KernelTables {
     fn entry(&self, key: &PolicyKey) -> Option<PolicyEntry> {
         POLICY.get(Key::new(PolicyKey::ALL_BITS, *key)).copied()
     }
+}
+
+/// Where `packet::parse` puts the packet, and nothing else writes.
+#[inline(always)]
+pub fn packet() -> Option<&'static mut Packet> {
+    // SAFETY: this CPU's own slot. tc programs run with bottom halves off, never one within another: only `parse`
+    // holds the reference for writing, and ends before anybody reads.
+    PACKET.get_ptr_mut(0).map(|packet| unsafe { &mut *packet })
 }
 
 #[inline(always)]

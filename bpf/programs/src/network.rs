@@ -32,10 +32,10 @@ pub enum Device {
 pub fn from_network(ctx: &TcContext, device: Device) -> i32 {
     let Ok(packet) = packet::parse(ctx) else { return TC_ACT_OK };
     let mut parties = Parties { own: 0, peer: 0, direction: INGRESS };
-    match enter(ctx, &packet, device, &mut parties) {
+    match enter(ctx, packet, device, &mut parties) {
         Ok(verdict) => verdict,
         Err(reason) => {
-            events::dropped(&packet, parties, reason, 0);
+            events::dropped(parties, reason, 0);
             TC_ACT_SHOT
         }
     }
@@ -53,7 +53,7 @@ pub fn to_network(ctx: &TcContext) -> i32 {
         return TC_ACT_OK;
     }
     let own = maps::ip_info(&packet.from).identity;
-    events::dropped(&packet, Parties { own, peer: peer.identity, direction: EGRESS }, Reason::Unencrypted, 0);
+    events::dropped(Parties { own, peer: peer.identity, direction: EGRESS }, Reason::Unencrypted, 0);
     TC_ACT_SHOT
 }
 

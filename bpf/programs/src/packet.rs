@@ -1,7 +1,11 @@
 //! Reading the packet under a tc hook, from its network header on: devices with and without Ethernet alike.
+//!
+//! The packet as read lies in a per-CPU map, not on the stack, and is filled by a function that the verifier checks by
+//! itself. So the verifier knows nothing of its fields, and the rest of a program is checked once instead of once for
+//! each kind of packet.
+use crate::maps;
 use aya_ebpf::{
-    EbpfContext as _,
-    bindings::bpf_hdr_start_off::BPF_HDR_START_NET,
+    bindings::{__sk_buff, bpf_hdr_start_off::BPF_HDR_START_NET},
     helpers::{bpf_skb_load_bytes_relative, bpf_skb_pull_data},
     programs::TcContext,
 };
@@ -13,9 +17,9 @@ use weft_bpf_abi::{
 };
 use weft_bpf_core::conntrack::tcp;
 
-const ETHERTYPE_IPV4: u32 = 0x0800;
-const ETHERTYPE_IPV6: u32 = 0x86dd;
-const ETHERTYPE_ARP: u32 = 0x0806;
+const ETHERTYPE_IPV4: u16 = 0x0800;
+const ETHERTYPE_IPV6: u16 = 0x86dd;
+const ETHERTYPE_ARP: u16 = 0x0806;
 
 /// Headers up to here are made linear, since relative loads read nothing else.
 const HEADERS: u32 = 192;
@@ -35,6 +39,7 @@ const MULTICAST_LISTENER: [u8; 4] = [130, 131, 132, 143];
 
 /// How much of the transport header could be read.
 #[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
 pub enum Transport {
     /// The ports are known, or the protocol has none.
     Whole,
@@ -46,11 +51,14 @@ pub enum Transport {
     Unreadable,
 }
 
+#[repr(C)]
 pub struct Packet {
     pub from: Addr,
     pub to: Addr,
     pub from_port: Port,
     pub to_port: Port,
+    /// Where the transport header begins, from the network header.
+    pub transport_at: u32,
     pub proto: u8,
     /// TCP: the flags; ICMP: the type; else 0.
     pub detail: u8,
@@ -58,15 +66,21 @@ pub struct Packet {
     pub hops: u8,
     pub is_v6: bool,
     pub transport: Transport,
-    /// Where the transport header begins, from the network header.
-    pub transport_at: u32,
 }
 
+/// What is there instead of an IP packet.
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub enum NotIp {
     Arp,
     Foreign,
     TooShort,
 }
+
+/// What `parse_packet` found.
+const IS_IP: u32 = 0;
+const IS_ARP: u32 = 1;
+const IS_FOREIGN: u32 = 2;
+const IS_TOO_SHORT: u32 = 3;
 
 impl Packet {
     #[inline(always)]
@@ -97,7 +111,7 @@ impl Packet {
             && self.is_v6
             && self.transport == Transport::Whole
             && ((self.hops == 255 && NEIGHBOUR_DISCOVERY.contains(&self.detail))
-                || (self.to.0[0] == 0xff && MULTICAST_LISTENER.contains(&self.detail)))
+                || (self.to.words_be()[0].to_ne_bytes()[0] == 0xff && MULTICAST_LISTENER.contains(&self.detail)))
     }
 
     #[inline(always)]
@@ -141,88 +155,108 @@ impl Packet {
 
 /// Reads the packet. Addresses are always right; what could not be read beyond them says `transport`.
 #[inline(always)]
-pub fn parse(ctx: &TcContext) -> Result<Packet, NotIp> {
-    // SAFETY: the context is valid for the whole run.
-    let protocol = unsafe { (*ctx.skb.skb).protocol };
-    if protocol == ETHERTYPE_IPV4.to_be() >> 16 {
-        make_linear(ctx);
-        ipv4(ctx)
-    } else if protocol == ETHERTYPE_IPV6.to_be() >> 16 {
-        make_linear(ctx);
-        ipv6(ctx)
-    } else if protocol == ETHERTYPE_ARP.to_be() >> 16 {
-        Err(NotIp::Arp)
-    } else {
-        Err(NotIp::Foreign)
+pub fn parse(ctx: &TcContext) -> Result<&'static Packet, NotIp> {
+    match parse_packet(ctx.skb.skb) {
+        IS_IP => maps::packet().map(|packet| &*packet).ok_or(NotIp::TooShort),
+        IS_ARP => Err(NotIp::Arp),
+        IS_FOREIGN => Err(NotIp::Foreign),
+        _ => Err(NotIp::TooShort),
     }
 }
 
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn parse_packet(skb: *mut __sk_buff) -> u32 {
+    // SAFETY: the context is valid for the whole run.
+    let protocol = unsafe { (*skb).protocol };
+    let is_v6 = protocol == u32::from(ETHERTYPE_IPV6.to_be());
+    if protocol == u32::from(ETHERTYPE_ARP.to_be()) {
+        return IS_ARP;
+    }
+    if !is_v6 && protocol != u32::from(ETHERTYPE_IPV4.to_be()) {
+        return IS_FOREIGN;
+    }
+    let Some(packet) = maps::packet() else { return IS_TOO_SHORT };
+    make_linear(skb);
+    let read = if is_v6 { ipv6(skb, packet) } else { ipv4(skb, packet) };
+    if read.is_none() {
+        return IS_TOO_SHORT;
+    }
+    read_transport(skb, packet);
+    IS_IP
+}
+
 #[inline(always)]
-fn ipv4(ctx: &TcContext) -> Result<Packet, NotIp> {
-    let header: Ipv4Hdr = load(ctx, 0).ok_or(NotIp::TooShort)?;
-    let [a, b, c, d] = header.src_addr;
-    let from = Addr::from_v4_be(u32::from_ne_bytes([a, b, c, d]));
-    let [a, b, c, d] = header.dst_addr;
-    let to = Addr::from_v4_be(u32::from_ne_bytes([a, b, c, d]));
+fn ipv4(skb: *mut __sk_buff, packet: &mut Packet) -> Option<()> {
+    let header: Ipv4Hdr = load(skb, 0)?;
     let (offset, more) = (header.frag_offset(), header.frag_flags() & 1 != 0);
-    let mut packet = Packet {
-        from,
-        to,
+    // IP options are honoured: to skip such packets would be a way around the proxy.
+    let transport_at = u32::from(header.ihl());
+    *packet = Packet {
+        from: Addr::from_v4_be(u32::from_ne_bytes(header.src_addr)),
+        to: Addr::from_v4_be(u32::from_ne_bytes(header.dst_addr)),
         from_port: Port::new(0),
         to_port: Port::new(0),
+        transport_at,
         proto: header.proto,
         detail: 0,
         hops: header.ttl,
         is_v6: false,
-        transport: if offset != 0 {
+        transport: if header.version() != 4 || transport_at < Ipv4Hdr::LEN as u32 {
+            Transport::Unreadable
+        } else if offset != 0 {
             Transport::LaterFragment
         } else if more {
             Transport::FirstFragment
         } else {
             Transport::Whole
         },
-        // IP options are honoured: to skip such packets would be a way around the proxy.
-        transport_at: u32::from(header.ihl()),
     };
-    if header.version() != 4 || packet.transport_at < Ipv4Hdr::LEN as u32 {
-        packet.transport = Transport::Unreadable;
-    }
-    read_transport(ctx, &mut packet);
-    Ok(packet)
+    Some(())
 }
 
 #[inline(always)]
-fn ipv6(ctx: &TcContext) -> Result<Packet, NotIp> {
-    let header: Ipv6Hdr = load(ctx, 0).ok_or(NotIp::TooShort)?;
-    let mut packet = Packet {
-        from: Addr(header.src_addr),
-        to: Addr(header.dst_addr),
+fn ipv6(skb: *mut __sk_buff, packet: &mut Packet) -> Option<()> {
+    let header: Ipv6Hdr = load(skb, 0)?;
+    let (from, to) = (addr(&header.src_addr), addr(&header.dst_addr));
+    // On the wire nobody has a mapped address; here it would pass for the IPv4 one.
+    let is_honest = header.version() == 6 && !from.is_v4() && !to.is_v4();
+    *packet = Packet {
+        from,
+        to,
         from_port: Port::new(0),
         to_port: Port::new(0),
+        transport_at: Ipv6Hdr::LEN as u32,
         proto: header.next_hdr,
         detail: 0,
         hops: header.hop_limit,
         is_v6: true,
-        transport: Transport::Whole,
-        transport_at: Ipv6Hdr::LEN as u32,
+        transport: if is_honest { Transport::Whole } else { Transport::Unreadable },
     };
-    // On the wire nobody has a mapped address; here it would pass for the IPv4 one.
-    if header.version() != 6 || packet.from.is_v4() || packet.to.is_v4() {
-        packet.transport = Transport::Unreadable;
-    } else {
-        skip_extensions(ctx, &mut packet);
+    if is_honest {
+        skip_extensions(skb, packet);
     }
-    read_transport(ctx, &mut packet);
-    Ok(packet)
+    Some(())
 }
 
 #[inline(always)]
-fn skip_extensions(ctx: &TcContext, packet: &mut Packet) {
+fn addr(bytes: &[u8; 16]) -> Addr {
+    let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = *bytes;
+    Addr::from_words_be([
+        u32::from_ne_bytes([a, b, c, d]),
+        u32::from_ne_bytes([e, f, g, h]),
+        u32::from_ne_bytes([i, j, k, l]),
+        u32::from_ne_bytes([m, n, o, p]),
+    ])
+}
+
+#[inline(always)]
+fn skip_extensions(skb: *mut __sk_buff, packet: &mut Packet) {
     for _ in 0..EXTENSIONS {
         if !matches!(packet.proto, HOP_BY_HOP | ROUTING | FRAGMENT | AUTHENTICATION | DESTINATION_OPTIONS) {
             return;
         }
-        let Some([next, length, high, low]) = load::<[u8; 4]>(ctx, packet.transport_at) else {
+        let Some([next, length, high, low]) = load::<[u8; 4]>(skb, packet.transport_at) else {
             packet.transport = Transport::Unreadable;
             return;
         };
@@ -248,29 +282,29 @@ fn skip_extensions(ctx: &TcContext, packet: &mut Packet) {
 }
 
 #[inline(always)]
-fn read_transport(ctx: &TcContext, packet: &mut Packet) {
+fn read_transport(skb: *mut __sk_buff, packet: &mut Packet) {
     if matches!(packet.transport, Transport::LaterFragment | Transport::Unreadable) {
         return;
     }
     let at = packet.transport_at;
     match packet.proto {
-        TCP => match (load::<[u8; 4]>(ctx, at), load::<[u8; 2]>(ctx, at + 12)) {
+        TCP => match (load::<[u8; 4]>(skb, at), load::<[u8; 2]>(skb, at + 12)) {
             (Some([a, b, c, d]), Some([_, flags])) => {
-                (packet.from_port, packet.to_port, packet.detail) = (Port([a, b]), Port([c, d]), flags);
+                (packet.from_port, packet.to_port, packet.detail) = (port(a, b), port(c, d), flags);
             }
             _ => packet.transport = Transport::Unreadable,
         },
-        UDP => match load::<[u8; 4]>(ctx, at) {
-            Some([a, b, c, d]) => (packet.from_port, packet.to_port) = (Port([a, b]), Port([c, d])),
+        UDP => match load::<[u8; 4]>(skb, at) {
+            Some([a, b, c, d]) => (packet.from_port, packet.to_port) = (port(a, b), port(c, d)),
             None => packet.transport = Transport::Unreadable,
         },
-        ICMP | ICMPV6 => match load::<[u8; 8]>(ctx, at) {
+        ICMP | ICMPV6 => match load::<[u8; 8]>(skb, at) {
             Some([kind, _, _, _, a, b, _, _]) => {
                 packet.detail = kind;
                 // An echo's identifier stands for its sender's port, so that the answer finds the request.
                 match (packet.is_v6, kind) {
-                    (false, 8) | (true, 128) => packet.from_port = Port([a, b]),
-                    (false, 0) | (true, 129) => packet.to_port = Port([a, b]),
+                    (false, 8) | (true, 128) => packet.from_port = port(a, b),
+                    (false, 0) | (true, 129) => packet.to_port = port(a, b),
                     _ => {}
                 }
             }
@@ -280,31 +314,32 @@ fn read_transport(ctx: &TcContext, packet: &mut Packet) {
     }
 }
 
+#[inline(always)]
+fn port(high: u8, low: u8) -> Port {
+    Port::new(u16::from_be_bytes([high, low]))
+}
+
 /// Some bytes of the packet, counted from its network header.
 #[inline(always)]
-pub fn load<T: Copy>(ctx: &TcContext, at: u32) -> Option<T> {
+fn load<T: Copy>(skb: *mut __sk_buff, at: u32) -> Option<T> {
     let mut value = MaybeUninit::<T>::uninit();
     // SAFETY: the destination is `T`-sized. `T` is a plain header: every bit pattern is valid.
     unsafe {
-        let status = bpf_skb_load_bytes_relative(
-            ctx.as_ptr(),
-            at,
-            value.as_mut_ptr().cast(),
-            size_of::<T>() as u32,
-            BPF_HDR_START_NET,
-        );
+        let (to, length) = (value.as_mut_ptr().cast(), size_of::<T>() as u32);
+        let status = bpf_skb_load_bytes_relative(skb.cast(), at, to, length, BPF_HDR_START_NET);
         (status == 0).then(|| value.assume_init())
     }
 }
 
 #[inline(always)]
-fn make_linear(ctx: &TcContext) {
-    let linear = (ctx.data_end() - ctx.data()) as u32;
-    let length = ctx.len();
-    let wanted = if length < HEADERS { length } else { HEADERS };
-    if linear < wanted {
-        // A failure shows when the bytes are read.
-        // SAFETY: no pointer into the packet is kept by anyone.
-        let _ = unsafe { bpf_skb_pull_data(ctx.skb.skb, wanted) };
+fn make_linear(skb: *mut __sk_buff) {
+    // SAFETY: the context is valid for the whole run; nobody keeps a pointer into the packet.
+    unsafe {
+        let (linear, length) = ((*skb).data_end - (*skb).data, (*skb).len);
+        let wanted = if length < HEADERS { length } else { HEADERS };
+        if linear < wanted {
+            // A failure shows when the bytes are read.
+            let _ = bpf_skb_pull_data(skb, wanted);
+        }
     }
 }

@@ -43,14 +43,14 @@ pub fn from_pod(ctx: &TcContext) -> i32 {
     };
     if handover::mark_of(ctx) == mark::TURNED {
         let parties = Parties { own: 0, peer: 0, direction: INGRESS };
-        return verdict(turned(ctx, &packet), &packet, parties);
+        return verdict(turned(ctx, packet), parties);
     }
     if packet.is_link_local_control() {
         return TC_ACT_OK;
     }
     let mut parties = Parties { own: 0, peer: 0, direction: EGRESS };
-    let sent = send(ctx, &packet, &mut parties);
-    verdict(sent, &packet, parties)
+    let sent = send(ctx, packet, &mut parties);
+    verdict(sent, parties)
 }
 
 /// What a pod is about to receive.
@@ -69,8 +69,8 @@ pub fn to_pod(ctx: &TcContext) -> i32 {
         return TC_ACT_OK;
     }
     let mut parties = Parties { own: 0, peer: 0, direction: INGRESS };
-    let received = receive(ctx, &packet, &mut parties);
-    verdict(received, &packet, parties)
+    let received = receive(ctx, packet, &mut parties);
+    verdict(received, parties)
 }
 
 #[inline(always)]
@@ -100,7 +100,7 @@ fn send(ctx: &TcContext, packet: &Packet, parties: &mut Parties) -> Result<i32, 
         return Ok(to_socket(ctx, socket)?);
     }
     parties.peer = maps::ip_info(&packet.to).identity;
-    match standing(packet, &source, EGRESS, parties.peer) {
+    match standing(&source, EGRESS, parties.peer) {
         Standing::Reply => {}
         Standing::Known if auth => return Ok(to_listener(ctx, packet, Role::Outbound)?),
         Standing::Known => {}
@@ -120,7 +120,7 @@ fn send(ctx: &TcContext, packet: &Packet, parties: &mut Parties) -> Result<i32, 
                 Verdict::Allow => {
                     connections::remember(packet, EGRESS);
                     if !packet.is_tcp() || packet.is_opening() {
-                        events::passed(&config, packet, *parties, Event::FORWARDED, rule);
+                        events::passed(&config, *parties, Event::FORWARDED, rule);
                     }
                 }
             }
@@ -151,7 +151,7 @@ pub fn proxy_role(packet: &Packet, target: &Endpoint, peer: u32) -> Option<Role>
     if target.flags & Endpoint::PROXIED == 0 {
         return None;
     }
-    match standing(packet, target, INGRESS, peer) {
+    match standing(target, INGRESS, peer) {
         Standing::New(judgement) if judgement.verdict == Verdict::Proxy => Some(Role::Ingress),
         _ => None,
     }
@@ -183,7 +183,7 @@ fn receive(ctx: &TcContext, packet: &Packet, parties: &mut Parties) -> Result<i3
         return Ok(handover::turn_round(ctx));
     }
     parties.peer = maps::ip_info(&packet.from).identity;
-    match standing(packet, &target, INGRESS, parties.peer) {
+    match standing(&target, INGRESS, parties.peer) {
         Standing::Reply | Standing::Known => Ok(TC_ACT_OK),
         Standing::Revoked => Err(Reason::PolicyDenied.into()),
         Standing::New(judgement) => {
@@ -194,7 +194,7 @@ fn receive(ctx: &TcContext, packet: &Packet, parties: &mut Parties) -> Result<i3
                 Verdict::Allow => {
                     connections::remember(packet, INGRESS);
                     if !packet.is_tcp() || packet.is_opening() {
-                        events::passed(&config, packet, *parties, Event::FORWARDED, rule);
+                        events::passed(&config, *parties, Event::FORWARDED, rule);
                     }
                     Ok(TC_ACT_OK)
                 }
@@ -223,7 +223,7 @@ fn redirect(
 ) -> Result<i32, Refused> {
     let verdict = to_listener(ctx, packet, Role::Outbound).map_err(|reason| Refused { reason, rule })?;
     if packet.is_opening() {
-        events::passed(config, packet, parties, Event::REDIRECTED, rule);
+        events::passed(config, parties, Event::REDIRECTED, rule);
     }
     Ok(verdict)
 }
@@ -240,11 +240,11 @@ fn check_fragment(packet: &Packet, endpoint: &Endpoint, direction: u8, proxied: 
 }
 
 #[inline(always)]
-fn verdict(result: Result<i32, Refused>, packet: &Packet, parties: Parties) -> i32 {
+fn verdict(result: Result<i32, Refused>, parties: Parties) -> i32 {
     match result {
         Ok(verdict) => verdict,
         Err(refused) => {
-            events::dropped(packet, parties, refused.reason, refused.rule);
+            events::dropped(parties, refused.reason, refused.rule);
             TC_ACT_SHOT
         }
     }

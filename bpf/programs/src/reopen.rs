@@ -4,16 +4,17 @@
 //! destination, where there is none: without an answer here the client would be refused once. Nothing else that is
 //! looked up in the node's namespace is for a pod's address, so the node's own services are left alone.
 use crate::{
-    connections::question_of,
+    connections::judge_new,
     handover::Role,
-    maps::{self, KernelTables, LISTENERS},
+    maps::{self, LISTENERS},
 };
-use aya_ebpf::programs::SkLookupContext;
+use aya_ebpf::{bindings::bpf_sk_lookup, programs::SkLookupContext};
+use core::ptr::read_volatile;
 use weft_bpf_abi::{
     net::{Addr, Endpoint, HBONE_PORT, Port, TCP, identity},
     policy::{EGRESS, INGRESS},
 };
-use weft_bpf_core::policy::{Verdict, judge};
+use weft_bpf_core::policy::Verdict;
 
 const SK_DROP: u32 = 0;
 const SK_PASS: u32 = 1;
@@ -21,18 +22,25 @@ const AF_INET6: u32 = 10;
 
 #[inline(always)]
 pub fn reopen(ctx: &SkLookupContext) -> u32 {
+    let lookup: *mut bpf_sk_lookup = ctx.lookup;
+    // Volatile and without conditions: the verifier refuses computed offsets into the context, which the compiler makes
+    // of reads in branches. The fields of the other family read as zeroes.
     // SAFETY: the context is valid for the whole run.
-    let lookup = unsafe { &*ctx.lookup };
-    if lookup.protocol != u32::from(TCP) {
+    let (proto, family, port, v4, v6) = unsafe {
+        (
+            read_volatile(&raw const (*lookup).protocol),
+            read_volatile(&raw const (*lookup).family),
+            read_volatile(&raw const (*lookup).local_port),
+            (read_volatile(&raw const (*lookup).remote_ip4), read_volatile(&raw const (*lookup).local_ip4)),
+            (words(&raw const (*lookup).remote_ip6), words(&raw const (*lookup).local_ip6)),
+        )
+    };
+    if proto != u32::from(TCP) {
         return SK_PASS;
     }
-    let is_v6 = lookup.family == AF_INET6;
-    let (from, to) = if is_v6 {
-        (from_words(&lookup.remote_ip6), from_words(&lookup.local_ip6))
-    } else {
-        (Addr::from_v4_be(lookup.remote_ip4), Addr::from_v4_be(lookup.local_ip4))
-    };
-    let port = Port::new(lookup.local_port as u16);
+    let is_v6 = family == AF_INET6;
+    let (from, to) = if is_v6 { v6 } else { (Addr::from_v4_be(v4.0), Addr::from_v4_be(v4.1)) };
+    let port = Port::new(port as u16);
     match role(&from, &to, port) {
         Decision::NotOurs => SK_PASS,
         Decision::Refuse => SK_DROP,
@@ -56,7 +64,7 @@ fn role(from: &Addr, to: &Addr, port: Port) -> Decision {
         if target.is_none() && peer == identity::HOST {
             return Decision::NotOurs;
         }
-        let verdict = judge(&KernelTables, &source, &question_of(EGRESS, peer, TCP, port)).verdict;
+        let verdict = judge_new(&source, EGRESS, peer, TCP, port).verdict;
         if verdict == Verdict::Deny {
             return Decision::Refuse;
         }
@@ -72,18 +80,19 @@ fn role(from: &Addr, to: &Addr, port: Port) -> Decision {
         return Decision::NotOurs;
     }
     let peer = maps::ip_info(from).identity;
-    match judge(&KernelTables, &target, &question_of(INGRESS, peer, TCP, port)).verdict {
+    match judge_new(&target, INGRESS, peer, TCP, port).verdict {
         Verdict::Proxy => Decision::To(Role::Ingress),
         Verdict::Allow => Decision::NotOurs,
         Verdict::Deny => Decision::Refuse,
     }
 }
 
+/// # Safety
+/// The context must be valid.
 #[inline(always)]
-fn from_words(words: &[u32; 4]) -> Addr {
-    let mut bytes = [0; 16];
-    for (chunk, word) in bytes.chunks_exact_mut(4).zip(words) {
-        chunk.copy_from_slice(&word.to_ne_bytes());
-    }
-    Addr(bytes)
+unsafe fn words(addr: *const [u32; 4]) -> Addr {
+    let first = addr.cast::<u32>();
+    // SAFETY: within the array.
+    let word = |at| unsafe { read_volatile(first.add(at)) };
+    Addr::from_words_be([word(0), word(1), word(2), word(3)])
 }

@@ -124,18 +124,15 @@ fn read(ctx: &SockAddrContext, family: Family) -> (Addr, Port) {
     let call: *mut bpf_sock_addr = ctx.sock_addr;
     // SAFETY: the context is valid for the whole run.
     unsafe {
-        let [a, b, ..] = read_volatile(&raw const (*call).user_port).to_ne_bytes();
         let addr = match family {
             Family::V4 => Addr::from_v4_be(read_volatile(&raw const (*call).user_ip4)),
             Family::V6 => {
-                let mut bytes = [0; 16];
-                for (at, chunk) in bytes.chunks_exact_mut(4).enumerate() {
-                    chunk.copy_from_slice(&read_volatile((&raw const (*call).user_ip6).cast::<u32>().add(at)).to_ne_bytes());
-                }
-                Addr(bytes)
+                let words = (&raw const (*call).user_ip6).cast::<u32>();
+                let word = |at| read_volatile(words.add(at));
+                Addr::from_words_be([word(0), word(1), word(2), word(3)])
             }
         };
-        (addr, Port([a, b]))
+        (addr, Port::from_be(read_volatile(&raw const (*call).user_port) as u16))
     }
 }
 
@@ -147,11 +144,12 @@ fn write(ctx: &SockAddrContext, family: Family, addr: &Addr, port: Port) {
         match family {
             Family::V4 => write_volatile(&raw mut (*call).user_ip4, addr.v4_be()),
             Family::V6 => {
-                for at in 0..4 {
-                    let b = &addr.0;
-                    let word = u32::from_ne_bytes([b[at * 4], b[at * 4 + 1], b[at * 4 + 2], b[at * 4 + 3]]);
-                    write_volatile((&raw mut (*call).user_ip6).cast::<u32>().add(at), word);
-                }
+                let words = (&raw mut (*call).user_ip6).cast::<u32>();
+                let [a, b, c, d] = addr.words_be();
+                write_volatile(words, a);
+                write_volatile(words.add(1), b);
+                write_volatile(words.add(2), c);
+                write_volatile(words.add(3), d);
             }
         }
         write_volatile(&raw mut (*call).user_port, u32::from(port.be()));

@@ -7,7 +7,6 @@ use aya_ebpf::{
     programs::TcContext,
 };
 use core::{mem::zeroed, ptr::NonNull};
-use weft_bpf_abi::net::Addr;
 
 /// Without this the kernel drops a packet that carries another machine's MAC address.
 const PACKET_HOST: u32 = 0;
@@ -23,8 +22,8 @@ impl Socket {
         let size = if packet.is_v6 {
             // SAFETY: the variant that its size, passed below, selects.
             let v6 = unsafe { &mut tuple.__bindgen_anon_1.ipv6 };
-            (v6.saddr, v6.sport) = (words(&packet.from), packet.from_port.be());
-            (v6.daddr, v6.dport) = (words(&packet.to), packet.to_port.be());
+            (v6.saddr, v6.sport) = (packet.from.words_be(), packet.from_port.be());
+            (v6.daddr, v6.dport) = (packet.to.words_be(), packet.to_port.be());
             size_of_val(v6) as u32
         } else {
             // SAFETY: as above.
@@ -79,10 +78,4 @@ impl Drop for Socket {
         // SAFETY: the one reference that this value owns.
         unsafe { bpf_sk_release(self.0.as_ptr().cast()) };
     }
-}
-
-#[inline(always)]
-fn words(addr: &Addr) -> [u32; 4] {
-    // SAFETY: same size, every bit pattern is valid.
-    unsafe { core::mem::transmute(addr.0) }
 }
