@@ -11,6 +11,7 @@
 //! | `weft/heartbeat/<cluster>`, `weft/synced/<cluster>` | time | ours |
 //! | `weft/state/services/v1/<cluster>/<namespace>/<name>` | backends with their conditions; preferred over Cilium's | ours |
 //! | `weft/state/auth/v1/<cluster>/<ip>` | ports that take mutual TLS only | ours |
+pub mod connect;
 pub mod export;
 pub mod ids;
 pub mod import;
