@@ -34,9 +34,17 @@ pub fn is_noise(label: &str) -> bool {
     NOISE.contains(&label) || label == "batch.kubernetes.io/controller-uid"
 }
 
-/// The labels of a workload's identity. `namespace` are the labels of its namespace, `named` the noisy labels that
-/// policies name.
-pub fn identity_labels(workload: &Workload, namespace: Option<&Labels>, named: &BTreeSet<String>) -> Labels {
+/// Where the labels of a workload's namespace are from.
+#[derive(Clone, Copy, Debug)]
+pub enum Namespace<'a> {
+    /// From its object, where there is one.
+    Own(Option<&'a Labels>),
+    /// Another cluster tells them among the labels of the workload.
+    Told,
+}
+
+/// The labels of a workload's identity. `named` are the noisy labels that policies name.
+pub fn identity_labels(workload: &Workload, namespace: Namespace<'_>, named: &BTreeSet<String>) -> Labels {
     let mut labels = Labels::new();
     let mut put = |key: &str, value: &str| {
         labels.insert(format!("{}{key}", label::K8S), value.to_owned());
@@ -44,11 +52,15 @@ pub fn identity_labels(workload: &Workload, namespace: Option<&Labels>, named: &
     for (key, value) in &workload.labels {
         // Other clusters tell the labels of their identities, with the source.
         let key = key.strip_prefix(label::K8S).unwrap_or(key);
-        if !is_noise(key) || named.contains(key) {
+        let facts = key == label::NAMESPACE || key.starts_with("io.cilium.k8s.");
+        let told = matches!(namespace, Namespace::Told) && key.starts_with(label::NAMESPACE_LABELS);
+        // A pod must not pass itself off as of another namespace or cluster by a label.
+        if (!facts || told) && (!is_noise(key) || named.contains(key)) {
             put(key, value);
         }
     }
-    for (key, value) in namespace.into_iter().flatten() {
+    let own = if let Namespace::Own(labels) = namespace { labels } else { None };
+    for (key, value) in own.into_iter().flatten() {
         put(&format!("{}{key}", label::NAMESPACE_LABELS), value);
     }
     put(&format!("{}kubernetes.io/metadata.name", label::NAMESPACE_LABELS), &workload.pod.namespace);

@@ -110,15 +110,18 @@ impl<'a> Fields<'a> {
 
     /// A map of texts, as labels are.
     pub(crate) fn labels(&mut self, field: &str) -> Result<Option<Labels>, ParseError> {
-        let Some(value) = self.take(field) else { return Ok(None) };
         let path = self.path(field);
-        let fields = Fields::new(path.clone(), value)?;
-        fields
-            .left
-            .iter()
-            .map(|(key, value)| Ok(((*key).to_owned(), text(format!("{path}.{key}"), value)?.to_owned())))
-            .collect::<Result<_, _>>()
-            .map(Some)
+        let map = match self.take(field) {
+            None => return Ok(None),
+            Some(Value::Object(map)) => map,
+            Some(other) => return Err(ParseError::invalid(path, format!("want an object, not {}", kind_of(other)))),
+        };
+        let entry = |(key, value): (&String, &Value)| match value {
+            // `app:` with nothing after it is the empty value, not no label: a selector must not grow by it.
+            Value::Null => Ok((key.clone(), String::new())),
+            value => Ok((key.clone(), text(format!("{path}.{key}"), value)?.to_owned())),
+        };
+        map.iter().map(entry).collect::<Result<_, _>>().map(Some)
     }
 
     /// Nothing may be left.

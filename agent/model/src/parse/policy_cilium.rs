@@ -93,6 +93,12 @@ impl Reader<'_> {
         let ingress = self.rules(&mut fields, "ingress", "ingressDeny", true)?;
         let egress = self.rules(&mut fields, "egress", "egressDeny", false)?;
         fields.finish()?;
+        if ingress.is_none() && egress.is_none() && default_ingress != Some(true) && default_egress != Some(true) {
+            return Err(ParseError::invalid(
+                path,
+                "has no rule; ingress: [{}] closes a direction without letting anybody in",
+            ));
+        }
         Ok(PolicySpec {
             subject,
             // An empty rule allows nobody, but it is there: the direction is closed by it.

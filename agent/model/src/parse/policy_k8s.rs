@@ -63,7 +63,8 @@ impl Reader<'_> {
             all.require(label::NAMESPACE, Test::In(vec![self.namespace.to_owned()]));
             all
         });
-        PolicySpec::closed(subject, true, true)
+        let (ingress, egress) = spec.map_or((true, true), directions);
+        PolicySpec::closed(subject, ingress, egress)
     }
 
     fn subject(&self, fields: &mut Fields<'_>) -> Result<Selector, ParseError> {
@@ -129,6 +130,21 @@ impl Reader<'_> {
         // Kubernetes knows no other cluster, so its policies never mean one.
         selector.require(label::CLUSTER, Test::In(vec![self.cluster.to_owned()]));
         Ok(PeerSpec::Labels(selector))
+    }
+}
+
+/// The directions that a spec speaks of, as far as it can be read; both where it cannot.
+fn directions(spec: &Value) -> (bool, bool) {
+    let known = ["podSelector", "policyTypes", "ingress", "egress"];
+    match (spec.as_object(), spec.get("policyTypes")) {
+        (Some(map), _) if map.keys().any(|key| !known.contains(&key.as_str())) => (true, true),
+        (Some(map), None | Some(Value::Null)) => (true, map.get("egress").is_some_and(|rules| !rules.is_null())),
+        (Some(_), Some(Value::Array(types))) => {
+            let named = |direction: &str| types.iter().any(|name| name == direction);
+            let strange = types.iter().any(|name| name != "Ingress" && name != "Egress");
+            (named("Ingress") || strange || types.is_empty(), named("Egress") || strange)
+        }
+        _ => (true, true),
     }
 }
 

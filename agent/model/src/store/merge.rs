@@ -1,15 +1,16 @@
 //! What other clusters say, merged into our own picture.
 use super::{Changes, NodeFacts, Store};
-use crate::types::{ClusterName, Node, ObjectName, RemoteCluster};
+use crate::types::{ClusterName, Node, ObjectName, RemoteCluster, Workload};
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     net::IpAddr,
     sync::Arc,
 };
 
 impl Store {
-    pub(super) fn set_remote(&mut self, cluster: RemoteCluster, changes: &mut Changes) {
+    pub(super) fn set_remote(&mut self, mut cluster: RemoteCluster, changes: &mut Changes) {
         let name = cluster.name.clone();
+        speak_for_itself(&mut cluster);
         if let Some(problem) = self.refusal(&cluster) {
             // What it told under another id is void too.
             self.remove_remote(&name, changes);
@@ -67,6 +68,20 @@ impl Store {
     }
 }
 
+/// A cluster tells of its own only, whatever it writes.
+fn speak_for_itself(cluster: &mut RemoteCluster) {
+    let RemoteCluster { name, trust_domain, services, nodes, workloads, .. } = cluster;
+    let backends = services.values_mut().flat_map(|service| &mut service.backends).map(|backend| &mut backend.cluster);
+    let nodes = nodes.values_mut().map(|node| &mut node.cluster);
+    for told in backends.chain(nodes).filter(|told| *told != name) {
+        told.clone_from(name);
+    }
+    for workload in workloads {
+        workload.cluster.clone_from(name);
+        workload.trust_domain.clone_from(trust_domain);
+    }
+}
+
 /// Own nodes first, then those of the other clusters by name.
 pub(super) fn nodes(
     own: &BTreeMap<ObjectName, Arc<Node>>,
@@ -87,8 +102,14 @@ pub(super) fn nodes(
 pub(super) fn auth_destinations(
     own: BTreeSet<(IpAddr, u16)>,
     remotes: &BTreeMap<ClusterName, RemoteCluster>,
+    workloads: &[Workload],
 ) -> Vec<(IpAddr, u16)> {
     let mut all = own;
-    all.extend(remotes.values().flat_map(|remote| remote.auth_destinations.iter().copied()));
+    // What a cluster asks for counts for its own pods.
+    let owners: HashMap<IpAddr, &ClusterName> =
+        workloads.iter().flat_map(|workload| workload.addresses.iter().map(|ip| (*ip, &workload.cluster))).collect();
+    for (name, remote) in remotes {
+        all.extend(remote.auth_destinations.iter().filter(|(ip, _)| owners.get(ip) == Some(&name)).copied());
+    }
     all.into_iter().collect()
 }

@@ -246,6 +246,11 @@ impl Store {
         self.remotes.get(name)
     }
 
+    /// All connected clusters, dead ones too.
+    pub fn remotes(&self) -> impl Iterator<Item = &RemoteCluster> {
+        self.remotes.values()
+    }
+
     /// Documents of kinds that are left alone.
     pub fn ignored_documents(&self) -> u64 {
         self.documents.ignored()
@@ -313,9 +318,8 @@ impl Store {
             snapshot.nodes = merge::nodes(&self.nodes, &self.node_facts, &self.remotes);
         }
         if pending.nodes || pending.workloads || pending.policies {
-            let conflicts =
+            snapshot.workloads =
                 self.workloads.rebuild(&self.config.cluster, &snapshot.nodes, &self.remotes, &self.policies);
-            snapshot.workloads = self.workloads.list().to_vec();
             snapshot.identities = self.workloads.identities();
             let resolved = resolve::resolve(&resolve::Input {
                 cluster: &self.config.cluster,
@@ -328,13 +332,16 @@ impl Store {
             });
             snapshot.policies = resolved.policies;
             snapshot.policy_status = resolved.status;
-            snapshot.auth_destinations = merge::auth_destinations(resolved.auth_destinations, &self.remotes);
-            self.workloads.keep_conflicts(conflicts);
+            snapshot.auth_destinations =
+                merge::auth_destinations(resolved.auth_destinations, &self.remotes, &snapshot.workloads);
         }
         snapshot.plugins = self.plugins.values().map(|plugin| WasmPlugin::clone(plugin)).collect();
         snapshot.mesh_peers = self.peers.values().map(|peer| MeshPeer::clone(peer)).collect();
-        let errors = self.object_errors();
-        Arc::make_mut(&mut self.current).object_errors = errors;
+        // Workloads and remote clusters have errors of their own.
+        if pending.errors || pending.workloads || pending.nodes {
+            let errors = self.object_errors();
+            Arc::make_mut(&mut self.current).object_errors = errors;
+        }
     }
 
     fn object_errors(&self) -> Vec<ObjectError> {

@@ -1,6 +1,6 @@
 //! Pods of all clusters with their security identities.
 use crate::{
-    identity::{self, Allocator},
+    identity::{self, Allocator, Namespace},
     parse::{Kind, PodFact},
     resolve::{self, PolicyFact},
     snapshot::ObjectError,
@@ -22,7 +22,6 @@ pub(super) struct Workloads {
     /// Noisy labels that policies name.
     named: BTreeSet<String>,
     allocator: Allocator,
-    list: Vec<Workload>,
     conflicts: Vec<ObjectError>,
 }
 
@@ -35,20 +34,12 @@ impl Workloads {
         &self.pods
     }
 
-    pub(super) fn list(&self) -> &[Workload] {
-        &self.list
-    }
-
     pub(super) fn identities(&self) -> BTreeMap<u32, SecurityIdentity> {
         self.allocator.identities()
     }
 
     pub(super) fn conflicts(&self) -> &[ObjectError] {
         &self.conflicts
-    }
-
-    pub(super) fn keep_conflicts(&mut self, conflicts: Vec<ObjectError>) {
-        self.conflicts = conflicts;
     }
 
     /// The fact before, and whether this changes something.
@@ -80,14 +71,14 @@ impl Workloads {
         self.remote_labels.remove(cluster);
     }
 
-    /// Makes the list anew, with identities. Answers addresses that two pods claim.
+    /// All workloads with an address, with their identities.
     pub(super) fn rebuild(
         &mut self,
         own: &ClusterName,
         nodes: &[Node],
         remotes: &BTreeMap<ClusterName, RemoteCluster>,
         policies: &BTreeMap<(Kind, ObjectName), Arc<PolicyFact>>,
-    ) -> Vec<ObjectError> {
+    ) -> Vec<Workload> {
         let named =
             resolve::label_names(policies).filter(|label| identity::is_noise(label)).map(str::to_owned).collect();
         if self.named != named {
@@ -160,18 +151,17 @@ impl Workloads {
             conflicts.push(ObjectError {
                 origin: "agent".to_owned(),
                 object: "security identities".to_owned(),
-                message: "all numbers are in use: pods with new labels have no identity, and policies deny them"
-                    .to_owned(),
+                message: "all numbers are in use: pods with new labels have no identity".to_owned(),
             });
         }
-        self.list = found
+        self.conflicts = conflicts;
+        found
             .into_iter()
             .map(|(workload, labels)| Workload {
                 identity: self.allocator.of_labels(labels).unwrap_or_default(),
                 ..workload
             })
-            .collect();
-        conflicts
+            .collect()
     }
 
     fn fill_label_caches(&mut self, remotes: &BTreeMap<ClusterName, RemoteCluster>) {
@@ -181,7 +171,7 @@ impl Workloads {
             if workload.host_network || pod.finished || workload.addresses.is_empty() {
                 own_labels.remove(name);
             } else if !own_labels.contains_key(name) {
-                let namespace = namespaces.get(&name.namespace).map(Arc::as_ref);
+                let namespace = Namespace::Own(namespaces.get(&name.namespace).map(Arc::as_ref));
                 own_labels.insert(name.clone(), Arc::new(identity::identity_labels(workload, namespace, named)));
             }
         }
@@ -189,7 +179,8 @@ impl Workloads {
         for (name, remote) in remotes {
             if !remote_labels.contains_key(name) {
                 let labels = remote.workloads.iter();
-                let labels = labels.map(|workload| Arc::new(identity::identity_labels(workload, None, named)));
+                let labels =
+                    labels.map(|workload| Arc::new(identity::identity_labels(workload, Namespace::Told, named)));
                 remote_labels.insert(name.clone(), labels.collect());
             }
         }
