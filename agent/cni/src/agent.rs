@@ -65,7 +65,8 @@ impl Agent<'_> {
 
     /// Whether the agent listens.
     pub fn probe(&self) -> Result<(), Error> {
-        UnixStream::connect(self.socket).map(drop).map_err(|cause| self.down(cause))
+        let not_ready = |cause| Error::NotReady { socket: self.socket.to_owned(), cause };
+        UnixStream::connect(self.socket).map(drop).map_err(not_ready)
     }
 
     fn send(&self, method: &str, path: &str, body: &str) -> Result<Response, Error> {

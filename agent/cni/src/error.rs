@@ -55,6 +55,12 @@ pub enum Error {
         #[source]
         cause: io::Error,
     },
+    #[error("no pod can be added: the agent does not answer at {socket}; start weft-agent on this node")]
+    NotReady {
+        socket: PathBuf,
+        #[source]
+        cause: io::Error,
+    },
     #[error(
         "the agent refused with status {status}: {reason}; see weft-agent's log, the runtime tries again by itself"
     )]
@@ -82,6 +88,7 @@ impl Error {
             Self::Decode(_) | Self::Leases { .. } => 6,
             Self::Config { .. } => 7,
             Self::AgentDown { .. } | Self::AgentRefused { .. } => 11,
+            Self::NotReady { .. } => 50,
             Self::Namespace { .. } => 100,
             Self::InterfaceExists { .. } => 101,
             Self::Exhausted { .. } => 102,
