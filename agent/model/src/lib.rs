@@ -5,5 +5,7 @@ pub mod policy;
 pub mod resolve;
 pub mod snapshot;
 pub mod store;
+#[cfg(test)]
+mod testing;
 pub mod types;
 mod usable;
