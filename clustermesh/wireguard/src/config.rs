@@ -10,6 +10,8 @@ use crate::keys::{PrivateKey, PublicKey};
 
 /// Bytes that WireGuard adds to a packet at most: 40 of IPv6, 8 of UDP, 32 of its own.
 pub const OVERHEAD: u32 = 80;
+/// The same where the outer packets are IPv4.
+pub(crate) const OVERHEAD_V4: u32 = 60;
 /// Owner of the routes through the device (`proto` in `ip route`).
 pub const ROUTE_PROTOCOL: u8 = 78;
 
@@ -99,7 +101,7 @@ pub struct Dropped {
     pub no_peer: u64,
     /// From here: the handshake did not come about, or too many packets waited for it.
     pub no_session: u64,
-    /// From here: longer than the path to the peer allows.
+    /// From here: longer than the path to the peer allows; their senders are told.
     pub too_big: u64,
     /// From here: the network would not take it.
     pub send_failed: u64,

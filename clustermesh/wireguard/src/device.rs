@@ -224,10 +224,12 @@ impl Shared {
         self.table.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    pub(crate) fn send(&self, to: SocketAddr, bytes: &[u8], ranges: &[Range<usize>]) {
+    /// Sends datagrams and counts what was lost; how many were too long for the path.
+    pub(crate) fn send(&self, to: SocketAddr, bytes: &[u8], ranges: &[Range<usize>]) -> u64 {
         let Sent { too_big, failed } = self.udp.send(to, bytes, ranges);
         self.drops.too_big.add(too_big);
         self.drops.send_failed.add(failed);
+        too_big
     }
 
     pub(crate) fn send_one(&self, to: SocketAddr, datagram: &[u8]) {

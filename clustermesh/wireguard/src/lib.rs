@@ -9,6 +9,7 @@ mod allowed;
 mod checksum;
 mod config;
 mod device;
+mod icmp;
 mod interface;
 mod join;
 mod keys;

@@ -1,17 +1,21 @@
 //! Interface to network: super-packets are split, encrypted under one lock for all that go to one peer, and sent in runs
 //! of equal size.
 
-use std::io;
+use std::io::{self, IoSlice};
+use std::net::SocketAddr;
 use std::ops::Range;
 use std::sync::Arc;
 
 use boringtun::noise::TunnResult;
 
+use crate::config::{OVERHEAD, OVERHEAD_V4};
 use crate::device::Shared;
+use crate::icmp;
 use crate::packet::{MAX_PACKET, addresses};
 use crate::peers::PeerTable;
 use crate::poll;
 use crate::split::{Packets, split};
+use crate::udp::Udp;
 use crate::vnet::{self, VnetHeader};
 
 /// Plain bytes that are encrypted at once: a few super-packets, and still in the L2 cache.
@@ -127,8 +131,24 @@ impl Transmitter {
             if let Some(initiation) = initiation {
                 shared.send_one(endpoint, &initiation);
             }
-            shared.send(endpoint, sealed, ranges);
+            if shared.send(endpoint, sealed, ranges) > 0 {
+                report_too_big(shared, endpoint, packets);
+            }
         }
         packets.clear();
+    }
+}
+
+/// Tells the first sender whose packet was too long for the path; the others of this batch will try again.
+fn report_too_big(shared: &Shared, endpoint: SocketAddr, packets: &Packets) {
+    let overhead = if endpoint.is_ipv4() { OVERHEAD_V4 } else { OVERHEAD } as usize;
+    let Ok(path) = Udp::path_mtu(endpoint) else { return };
+    // What is encrypted is padded to 16 bytes, so this length is sure to fit.
+    let mtu = path.saturating_sub(overhead) / 16 * 16;
+    let message = packets.iter().filter(|packet| packet.len() > mtu).find_map(|packet| icmp::too_big(packet, mtu));
+    if let Some(message) = message {
+        tracing::debug!(%endpoint, path, mtu, "the path to the peer is narrower than the interface");
+        let written = shared.tun.write(&[IoSlice::new(&VnetHeader::PLAIN.bytes()), IoSlice::new(&message)]);
+        shared.drops.not_delivered.add(u64::from(written.is_err()));
     }
 }

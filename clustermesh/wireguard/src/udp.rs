@@ -169,6 +169,22 @@ impl Udp {
         }
     }
 
+    /// What the kernel knows of the path's MTU, in bytes.
+    pub(crate) fn path_mtu(to: SocketAddr) -> io::Result<usize> {
+        let socket = Socket::new(Domain::for_address(to), Type::DGRAM, Some(Protocol::UDP))?;
+        socket.connect(&to.into())?;
+        let (level, option) = match to {
+            SocketAddr::V4(_) => (libc::IPPROTO_IP, libc::IP_MTU),
+            SocketAddr::V6(_) => (libc::IPPROTO_IPV6, libc::IPV6_MTU),
+        };
+        let mut mtu: libc::c_int = 0;
+        let mut size = size_of_val(&mtu) as libc::socklen_t;
+        // SAFETY: the value is an int that outlives the call, and its size is given.
+        let result =
+            unsafe { libc::getsockopt(socket.as_raw_fd(), level, option, (&raw mut mtu).cast(), &raw mut size) };
+        if result < 0 { Err(io::Error::last_os_error()) } else { Ok(usize::try_from(mtu).unwrap_or(0)) }
+    }
+
     /// Receives what waits at `socket`, without waiting. `None`: nothing does.
     pub(crate) fn receive(socket: &Socket, buffer: &mut [u8]) -> io::Result<Option<Received>> {
         let mut control = nix::cmsg_space!(i32);

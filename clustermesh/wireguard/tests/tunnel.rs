@@ -144,3 +144,17 @@ fn what_no_peer_has_is_dropped_and_counted() {
     eventually("the packet is dropped", || a.device().status().dropped.no_peer == 1);
     capture.assert_only_wireguard();
 }
+
+#[test]
+fn a_path_narrower_than_the_interface_slows_nothing_but_the_first_packets() {
+    let (a, b) = tunnel(false);
+    let capture = Capture::start(&a);
+    a.namespace.ip(&["route", "add", "192.0.2.2/32", "dev", "wan", "mtu", "1400"]);
+    b.namespace.ip(&["route", "add", "192.0.2.1/32", "dev", "wan", "mtu", "1400"]);
+    for v6 in [false, true] {
+        exchange(&a, &b, v6, 4 << 20);
+    }
+    let status = a.device().status();
+    assert!(status.dropped.too_big > 0 && status.failure.is_none(), "{status:?}");
+    capture.assert_only_wireguard();
+}
