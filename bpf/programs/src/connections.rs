@@ -87,11 +87,11 @@ extern "C" fn standing_of_packet(id: u32, flags: u32, peer: u32, direction: u32)
     // A SYN opens a connection, whatever was there before: it is always judged.
     if !packet.is_opening() {
         let backwards = if direction == EGRESS { INGRESS } else { EGRESS };
-        let key = packet.reply_key(backwards);
+        let key = packet.connection.reply_key(backwards);
         match find(&key, packet) {
             Found::Live => return u64::from(REPLY),
             Found::Stale => {
-                let judgement = judge_new(&endpoint, backwards, peer, packet.proto, packet.from_port);
+                let judgement = judge_new(&endpoint, backwards, peer, key.proto, key.to_port);
                 if judgement.verdict == Verdict::Allow {
                     renew(&key, packet);
                     return u64::from(REPLY);
@@ -101,7 +101,7 @@ extern "C" fn standing_of_packet(id: u32, flags: u32, peer: u32, direction: u32)
             }
             Found::Nothing => {}
         }
-        if matches!(find(&packet.forward_key(direction), packet), Found::Live) {
+        if matches!(find(&packet.connection.forward_key(direction), packet), Found::Live) {
             return u64::from(KNOWN);
         }
     }
@@ -121,7 +121,7 @@ extern "C" fn standing_of_packet(id: u32, flags: u32, peer: u32, direction: u32)
 #[inline(always)]
 pub fn remember(packet: &Packet, direction: u8) {
     if !packet.is_tcp() || packet.is_opening() {
-        renew(&packet.forward_key(direction), packet);
+        renew(&packet.connection.forward_key(direction), packet);
     }
 }
 
@@ -137,7 +137,7 @@ fn find(key: &ConnKey, packet: &Packet) -> Found {
     // SAFETY: the look-up's result is valid for the whole run; a slot reused meanwhile costs one wrong time stamp.
     let conn = unsafe { *entry };
     let (now_ns, epoch) = (now(), maps::policy_epoch());
-    match conntrack::state(&conn, packet.proto, now_ns, epoch) {
+    match conntrack::state(&conn, key.proto, now_ns, epoch) {
         State::Expired => Found::Nothing,
         State::Stale => Found::Stale,
         State::Live => {

@@ -118,7 +118,8 @@ pub fn frontend_of(key: &ReverseKey) -> Option<Frontend> {
 
 #[inline(always)]
 pub fn set_frontend(key: &ReverseKey, frontend: &Frontend) {
-    if REVERSE.insert(key, frontend, 0).is_err() {
+    // Written once for a socket that sends many datagrams.
+    if frontend_of(key) != Some(*frontend) && REVERSE.insert(key, frontend, 0).is_err() {
         count(Reason::MapFull);
     }
 }

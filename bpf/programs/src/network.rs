@@ -1,10 +1,10 @@
 //! The hooks on the node's own devices: what enters it, and the guard on what leaves it.
 use crate::{
     events::{self, Parties},
-    handover::{self, may_have_socket, to_listener, to_socket},
+    handover::{self, may_have_socket, to_socket},
     maps,
     packet::{self, Packet, Transport},
-    pod::proxy_role,
+    pod::{Refused, proxy_role, redirect},
     sockets::Socket,
 };
 use aya_ebpf::{
@@ -34,8 +34,8 @@ pub fn from_network(ctx: &TcContext, device: Device) -> i32 {
     let mut parties = Parties { own: 0, peer: 0, direction: INGRESS };
     match enter(ctx, packet, device, &mut parties) {
         Ok(verdict) => verdict,
-        Err(reason) => {
-            events::dropped(parties, reason, 0);
+        Err(refused) => {
+            events::dropped(parties, refused.reason, refused.rule);
             TC_ACT_SHOT
         }
     }
@@ -58,35 +58,36 @@ pub fn to_network(ctx: &TcContext) -> i32 {
 }
 
 #[inline(always)]
-fn enter(ctx: &TcContext, packet: &Packet, device: Device, parties: &mut Parties) -> Result<i32, Reason> {
+fn enter(ctx: &TcContext, packet: &Packet, device: Device, parties: &mut Parties) -> Result<i32, Refused> {
     let peer = maps::ip_info(&packet.from);
     parties.peer = peer.identity;
     if device == Device::Native && peer.flags & IpInfo::ENCRYPT != 0 {
-        return Err(Reason::Unencrypted);
+        return Err(Reason::Unencrypted.into());
     }
     // Nobody out there has an address of this node or of its pods; as the node's, it would pass every rule.
     if peer.identity == identity::HOST || maps::endpoint(&packet.from).is_some() {
-        return Err(Reason::SpoofedSource);
+        return Err(Reason::SpoofedSource.into());
     }
     let Some(target) = maps::endpoint(&packet.to) else { return Ok(TC_ACT_OK) };
     parties.own = target.identity;
     if !packet.is_tcp() || packet.transport == Transport::Unreadable {
         return Ok(TC_ACT_OK);
     }
-    if maps::node_config().flags & NodeConfig::READY == 0 {
-        return Err(Reason::NotReady);
+    let config = maps::node_config();
+    if config.flags & NodeConfig::READY == 0 {
+        return Err(Reason::NotReady.into());
     }
     let proxied = target.flags & Endpoint::PROXIED != 0;
     if packet.is_fragment() {
-        return if proxied { Err(Reason::Fragment) } else { Ok(TC_ACT_OK) };
+        return if proxied { Err(Reason::Fragment.into()) } else { Ok(TC_ACT_OK) };
     }
     if (proxied || may_have_socket(packet))
         && let Some(socket) = Socket::of_connection(ctx, packet)
     {
-        return to_socket(ctx, socket);
+        return Ok(to_socket(ctx, socket)?);
     }
     match proxy_role(packet, &target, peer.identity) {
-        Some(role) => to_listener(ctx, packet, role),
+        Some((role, rule)) => redirect(ctx, &config, packet, *parties, role, rule),
         None => Ok(TC_ACT_OK),
     }
 }

@@ -57,6 +57,9 @@ pub struct Packet {
     pub to: Addr,
     pub from_port: Port,
     pub to_port: Port,
+    /// The connection that the packet belongs to, as this packet's direction names it. For an ICMP error that is the
+    /// one it speaks of.
+    pub connection: Tuple,
     /// Where the transport header begins, from the network header.
     pub transport_at: u32,
     pub proto: u8,
@@ -66,6 +69,16 @@ pub struct Packet {
     pub hops: u8,
     pub is_v6: bool,
     pub transport: Transport,
+}
+
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct Tuple {
+    pub from: Addr,
+    pub to: Addr,
+    pub from_port: Port,
+    pub to_port: Port,
+    pub proto: u8,
 }
 
 /// What is there instead of an IP packet.
@@ -114,6 +127,17 @@ impl Packet {
                 || (self.to.words_be()[0].to_ne_bytes()[0] == 0xff && MULTICAST_LISTENER.contains(&self.detail)))
     }
 
+    /// Says that a packet could not be delivered, too large packets among them: path MTU discovery needs these.
+    #[inline(always)]
+    fn is_icmp_error(&self) -> bool {
+        self.transport == Transport::Whole
+            && match self.proto {
+                ICMP if !self.is_v6 => matches!(self.detail, 3 | 11 | 12),
+                ICMPV6 if self.is_v6 => matches!(self.detail, 1..=4),
+                _ => false,
+            }
+    }
+
     #[inline(always)]
     pub fn is_to_hbone(&self) -> bool {
         self.to_port.be() == Port::new(HBONE_PORT).be()
@@ -123,8 +147,13 @@ impl Packet {
     pub fn is_from_hbone(&self) -> bool {
         self.from_port.be() == Port::new(HBONE_PORT).be()
     }
+}
 
-    /// The key of the connection if this packet goes the way of its opener.
+impl Tuple {
+    const NOTHING: Self =
+        Self { from: Addr::UNSPECIFIED, to: Addr::UNSPECIFIED, from_port: Port::new(0), to_port: Port::new(0), proto: 0 };
+
+    /// The key of the connection if the packet goes the way of its opener.
     #[inline(always)]
     pub fn forward_key(&self, direction: u8) -> ConnKey {
         ConnKey {
@@ -138,7 +167,7 @@ impl Packet {
         }
     }
 
-    /// The key of the connection if this packet answers its opener.
+    /// The key of the connection if the packet answers its opener.
     #[inline(always)]
     pub fn reply_key(&self, direction: u8) -> ConnKey {
         ConnKey {
@@ -183,6 +212,18 @@ extern "C" fn parse_packet(skb: *mut __sk_buff) -> u32 {
         return IS_TOO_SHORT;
     }
     read_transport(skb, packet);
+    packet.connection = Tuple {
+        from: packet.from,
+        to: packet.to,
+        from_port: packet.from_port,
+        to_port: packet.to_port,
+        proto: packet.proto,
+    };
+    if packet.is_icmp_error()
+        && let Some(connection) = connection_of_error(skb, packet)
+    {
+        packet.connection = connection;
+    }
     IS_IP
 }
 
@@ -197,6 +238,7 @@ fn ipv4(skb: *mut __sk_buff, packet: &mut Packet) -> Option<()> {
         to: Addr::from_v4_be(u32::from_ne_bytes(header.dst_addr)),
         from_port: Port::new(0),
         to_port: Port::new(0),
+        connection: Tuple::NOTHING,
         transport_at,
         proto: header.proto,
         detail: 0,
@@ -226,6 +268,7 @@ fn ipv6(skb: *mut __sk_buff, packet: &mut Packet) -> Option<()> {
         to,
         from_port: Port::new(0),
         to_port: Port::new(0),
+        connection: Tuple::NOTHING,
         transport_at: Ipv6Hdr::LEN as u32,
         proto: header.next_hdr,
         detail: 0,
@@ -312,6 +355,30 @@ fn read_transport(skb: *mut __sk_buff, packet: &mut Packet) {
         },
         _ => {}
     }
+}
+
+/// What an ICMP error speaks of: the packet within it, its ends swapped, since the error goes to that packet's sender.
+/// Nothing if that sender is another, or where more headers lie between.
+#[inline(always)]
+fn connection_of_error(skb: *mut __sk_buff, packet: &Packet) -> Option<Tuple> {
+    let at = packet.transport_at + 8;
+    let (from, to, proto, ports_at) = if packet.is_v6 {
+        let inner: Ipv6Hdr = load(skb, at)?;
+        (addr(&inner.src_addr), addr(&inner.dst_addr), inner.next_hdr, at + Ipv6Hdr::LEN as u32)
+    } else {
+        let inner: Ipv4Hdr = load(skb, at)?;
+        let (from, to) = (u32::from_ne_bytes(inner.src_addr), u32::from_ne_bytes(inner.dst_addr));
+        (Addr::from_v4_be(from), Addr::from_v4_be(to), inner.proto, at + u32::from(inner.ihl()))
+    };
+    let [a, b, c, d, e, f, _, _] = load::<[u8; 8]>(skb, ports_at)?;
+    let (from_port, to_port) = match proto {
+        TCP | UDP => (port(a, b), port(c, d)),
+        // An echo request: its identifier, as in `read_transport`.
+        ICMP | ICMPV6 if matches!(a, 8 | 128) => (port(e, f), Port::new(0)),
+        ICMP | ICMPV6 => (Port::new(0), port(e, f)),
+        _ => return None,
+    };
+    (from == packet.to).then_some(Tuple { from: to, to: from, from_port: to_port, to_port: from_port, proto })
 }
 
 #[inline(always)]

@@ -20,9 +20,9 @@ use weft_bpf_abi::{
 use weft_bpf_core::policy::{Verdict, is_enforced};
 
 /// Why a packet does not pass, and whose rule said so.
-struct Refused {
-    reason: Reason,
-    rule: u32,
+pub struct Refused {
+    pub reason: Reason,
+    pub rule: u32,
 }
 
 impl From<Reason> for Refused {
@@ -109,10 +109,10 @@ fn send(ctx: &TcContext, packet: &Packet, parties: &mut Parties) -> Result<i32, 
             let rule = judgement.rule;
             match judgement.verdict {
                 Verdict::Deny => return Err(Refused { reason: Reason::PolicyDenied, rule }),
-                Verdict::Proxy if packet.is_tcp() => return redirect(ctx, &config, packet, *parties, rule),
+                Verdict::Proxy if packet.is_tcp() => return redirect(ctx, &config, packet, *parties, Role::Outbound, rule),
                 // L7 rules speak of HTTP over TCP; for other protocols they allow nothing.
                 Verdict::Proxy => return Err(Refused { reason: Reason::PolicyDenied, rule }),
-                Verdict::Allow if auth => return redirect(ctx, &config, packet, *parties, rule),
+                Verdict::Allow if auth => return redirect(ctx, &config, packet, *parties, Role::Outbound, rule),
                 Verdict::Allow if proxied && packet.is_tcp() && !packet.is_opening() => {
                     // A server's segment of a connection that the proxy lost must not reach the client raw.
                     return Err(Reason::OrphanReply.into());
@@ -126,33 +126,29 @@ fn send(ctx: &TcContext, packet: &Packet, parties: &mut Parties) -> Result<i32, 
             }
         }
     }
-    match target {
-        // The proxy's sockets take packets from here only: `to_pod` is too late, and would turn the packet round.
-        Some(target) if packet.is_tcp() => deliver(ctx, packet, &target, source.identity),
-        _ => Ok(TC_ACT_OK),
+    // The proxy's sockets can take packets here, but not in `to_pod`, which would have to turn them round.
+    if let Some(target) = target
+        && packet.is_tcp()
+        && let Some((role, rule)) = proxy_role(packet, &target, source.identity)
+    {
+        *parties = Parties { own: target.identity, peer: source.identity, direction: INGRESS };
+        return redirect(ctx, &config, packet, *parties, role, rule);
     }
+    Ok(TC_ACT_OK)
 }
 
-/// The part of a local target's ingress that ends in the proxy; all else is judged by `to_pod`.
+/// The listener that a TCP packet to a local endpoint must go to, if any, and the rule that says so. What goes to no
+/// listener is judged by `to_pod`.
 #[inline(always)]
-fn deliver(ctx: &TcContext, packet: &Packet, target: &Endpoint, peer: u32) -> Result<i32, Refused> {
-    match proxy_role(packet, target, peer) {
-        Some(role) => Ok(to_listener(ctx, packet, role)?),
-        None => Ok(TC_ACT_OK),
-    }
-}
-
-/// The listener that a TCP packet to a local endpoint must go to, if any.
-#[inline(always)]
-pub fn proxy_role(packet: &Packet, target: &Endpoint, peer: u32) -> Option<Role> {
+pub fn proxy_role(packet: &Packet, target: &Endpoint, peer: u32) -> Option<(Role, u32)> {
     if packet.is_to_hbone() {
-        return Some(Role::Hbone);
+        return Some((Role::Hbone, 0));
     }
     if target.flags & Endpoint::PROXIED == 0 {
         return None;
     }
     match standing(target, INGRESS, peer) {
-        Standing::New(judgement) if judgement.verdict == Verdict::Proxy => Some(Role::Ingress),
+        Standing::New(judgement) if judgement.verdict == Verdict::Proxy => Some((Role::Ingress, judgement.rule)),
         _ => None,
     }
 }
@@ -213,15 +209,17 @@ fn turned(ctx: &TcContext, packet: &Packet) -> Result<i32, Refused> {
     Ok(to_listener(ctx, packet, role)?)
 }
 
+/// To a listener of the proxy, telling the new connection.
 #[inline(always)]
-fn redirect(
+pub fn redirect(
     ctx: &TcContext,
     config: &NodeConfig,
     packet: &Packet,
     parties: Parties,
+    role: Role,
     rule: u32,
 ) -> Result<i32, Refused> {
-    let verdict = to_listener(ctx, packet, Role::Outbound).map_err(|reason| Refused { reason, rule })?;
+    let verdict = to_listener(ctx, packet, role).map_err(|reason| Refused { reason, rule })?;
     if packet.is_opening() {
         events::passed(config, parties, Event::REDIRECTED, rule);
     }
