@@ -32,12 +32,8 @@ impl Netlink {
     /// Opens a connection to the calling thread's network namespace.
     pub fn open() -> Result<Self, Error> {
         let open = || {
-            let socket = socket(
-                AddressFamily::Netlink,
-                SockType::Raw,
-                SockFlag::SOCK_CLOEXEC,
-                SockProtocol::NetlinkRoute,
-            )?;
+            let socket =
+                socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::NetlinkRoute)?;
             bind(socket.as_raw_fd(), &NetlinkAddr::new(0, 0))?;
             setsockopt(&socket, ReceiveTimeout, &TimeVal::seconds(ANSWER_TIMEOUT_S))?;
             Ok(socket)
