@@ -161,10 +161,11 @@ fn slot(
     agent_ready: watch::Receiver<bool>,
 ) -> Slot {
     let Common { layout, built, spec, .. } = *common;
+    let state = layout.node_state(&cluster.name, &node.name);
     let cni = Cni {
         plugin: built.binary("weft-cni"),
         node: Place::node(layout, &cluster.name, &node.name),
-        settings: cni::settings(spec, node, &layout.node_state(&cluster.name, &node.name)),
+        settings: cni::settings(spec, node, &state, &layout.agent_socket(&cluster.name, &node.name)),
     };
     let context = NodeContext {
         layout: layout.clone(),

@@ -48,12 +48,13 @@ pub struct Sandbox {
 }
 
 /// The network configuration of a node, as it stands in /etc/cni/net.d elsewhere.
-pub fn settings(spec: &Spec, node: &NodeSpec, state: &Path) -> Value {
+pub fn settings(spec: &Spec, node: &NodeSpec, state: &Path, agent: &Path) -> Value {
     let mut settings = json!({
         "cniVersion": VERSION,
         "name": "weft",
         "type": "weft-cni",
-        "podCIDRs": node.pod_cidrs(),
+        "podCidrs": node.pod_cidrs(),
+        "agentSocket": agent,
         "dataDir": state.join("cni"),
     });
     if spec.encryption != "off" {

@@ -175,11 +175,11 @@ fn daemon(
     role: &str,
     arguments: Vec<String>,
 ) -> Program {
-    let level = std::env::var("RUST_LOG").unwrap_or_else(|_| "info".to_owned());
+    let level = std::env::var("WEFT_LOG").unwrap_or_else(|_| "info".to_owned());
     Program {
         path: built.binary(&format!("weft-{role}")),
         arguments,
-        environment: vec![("RUST_LOG".to_owned(), level)],
+        environment: vec![("WEFT_LOG".to_owned(), level)],
         place: Some(Place::agent(layout, &cluster.name, &node.name)),
         log: layout.logs(&cluster.name).join(format!("{role}-{}.log", node.name)),
     }
