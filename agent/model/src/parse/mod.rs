@@ -9,6 +9,9 @@ mod policy_k8s;
 mod service;
 mod weft;
 
+#[cfg(test)]
+mod tests;
+
 pub use endpoints::SliceFact;
 pub use fields::ParseError;
 pub use pod::{ContainerPort, PodFact};
