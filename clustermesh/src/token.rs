@@ -150,7 +150,8 @@ mod tests {
         #[test]
         fn any_text_is_a_token_or_not(text in ".{0,100}") {
             let _ = Token::decode(&text);
-            prop_assert!(Token::decode(&format!("{PREFIX}{text}")).is_err());
+            let prefixed = format!("{PREFIX}{text}");
+            prop_assert!(Token::decode(&prefixed).is_err());
         }
     }
 }

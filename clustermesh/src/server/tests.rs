@@ -55,7 +55,7 @@ proptest! {
         }
         let middle = span("05", "15");
         for (&revision, copy) in &copies {
-            let within = |key: &&Bytes| ***key >= *b"05" && ***key < *b"15";
+            let within = |key: &Bytes| key[..] >= b"05"[..] && key[..] < b"15"[..];
             match store.range(&middle, revision) {
                 Ok(found) => {
                     let found: Vec<_> = found.map(|kv| (&kv.key, &kv.value)).collect();
@@ -111,6 +111,7 @@ fn a_large_state_is_split_and_announced_as_complete_last() {
     publisher.replace(state);
     let store = publisher.store.read().unwrap();
     assert!(store.revision() - before >= 4);
-    let last = store.range(&KeySpan::from_wire(canary, Bytes::new()), 0).unwrap().next().unwrap();
+    let canary = KeySpan::from_wire(canary, Bytes::new());
+    let last = store.range(&canary, 0).unwrap().next().unwrap();
     assert_eq!(last.mod_revision, store.revision());
 }
