@@ -1,10 +1,10 @@
 //! Every map, and the only code that touches them. All are pinned by name, so that they outlive the agent.
+use crate::packet::Packet;
 use aya_ebpf::{
     bindings::BPF_F_NO_PREALLOC,
     macros::map,
     maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf, SockMap, lpm_trie::Key},
 };
-use crate::packet::Packet;
 use weft_bpf_abi::{
     event::{EVENTS_BYTES, Event, Reason},
     lb::{
@@ -37,8 +37,7 @@ static IPCACHE: LpmTrie<Addr, IpInfo> = LpmTrie::pinned(IPCACHE_MAX, BPF_F_NO_PR
 #[map]
 static ENDPOINTS: HashMap<Addr, Endpoint> = HashMap::pinned(ENDPOINTS_MAX, BPF_F_NO_PREALLOC);
 #[map]
-static AUTH_DESTINATIONS: HashMap<AuthDestination, u32> =
-    HashMap::pinned(AUTH_DESTINATIONS_MAX, BPF_F_NO_PREALLOC);
+static AUTH_DESTINATIONS: HashMap<AuthDestination, u32> = HashMap::pinned(AUTH_DESTINATIONS_MAX, BPF_F_NO_PREALLOC);
 #[map]
 pub static LISTENERS: SockMap = SockMap::pinned(listener::COUNT, 0);
 #[map]

@@ -150,8 +150,13 @@ impl Packet {
 }
 
 impl Tuple {
-    const NOTHING: Self =
-        Self { from: Addr::UNSPECIFIED, to: Addr::UNSPECIFIED, from_port: Port::new(0), to_port: Port::new(0), proto: 0 };
+    const NOTHING: Self = Self {
+        from: Addr::UNSPECIFIED,
+        to: Addr::UNSPECIFIED,
+        from_port: Port::new(0),
+        to_port: Port::new(0),
+        proto: 0,
+    };
 
     /// The key of the connection if the packet goes the way of its opener.
     #[inline(always)]

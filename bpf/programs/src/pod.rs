@@ -109,7 +109,9 @@ fn send(ctx: &TcContext, packet: &Packet, parties: &mut Parties) -> Result<i32, 
             let rule = judgement.rule;
             match judgement.verdict {
                 Verdict::Deny => return Err(Refused { reason: Reason::PolicyDenied, rule }),
-                Verdict::Proxy if packet.is_tcp() => return redirect(ctx, &config, packet, *parties, Role::Outbound, rule),
+                Verdict::Proxy if packet.is_tcp() => {
+                    return redirect(ctx, &config, packet, *parties, Role::Outbound, rule);
+                }
                 // L7 rules speak of HTTP over TCP; for other protocols they allow nothing.
                 Verdict::Proxy => return Err(Refused { reason: Reason::PolicyDenied, rule }),
                 Verdict::Allow if auth => return redirect(ctx, &config, packet, *parties, Role::Outbound, rule),
@@ -259,4 +261,3 @@ fn ifindex(ctx: &TcContext) -> u32 {
     // SAFETY: the context is valid for the whole run.
     unsafe { (*ctx.skb.skb).ifindex }
 }
-

@@ -43,8 +43,7 @@ impl Socket {
     #[inline(always)]
     pub fn of_listener(slot: u32) -> Option<Self> {
         // SAFETY: a look-up in a socket map returns a referenced socket; the reference is owned by `Socket`.
-        let found =
-            unsafe { bpf_map_lookup_elem((&raw const LISTENERS).cast_mut().cast(), (&raw const slot).cast()) };
+        let found = unsafe { bpf_map_lookup_elem((&raw const LISTENERS).cast_mut().cast(), (&raw const slot).cast()) };
         NonNull::new(found.cast()).map(Self)
     }
 

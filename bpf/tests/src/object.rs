@@ -66,7 +66,8 @@ impl Drop for PinFolder {
 pub fn load(pins: &PinFolder) -> Ebpf {
     let mut loader = EbpfLoader::new();
     // Tests hold a handful of entries each; the full sizes would take seconds to allocate.
-    for map in [lb::AFFINITY, lb::REVERSE, policy::CONNTRACK, lb::SERVICES, lb::BACKENDS, net::IPCACHE, policy::POLICY] {
+    for map in [lb::AFFINITY, lb::REVERSE, policy::CONNTRACK, lb::SERVICES, lb::BACKENDS, net::IPCACHE, policy::POLICY]
+    {
         loader.map_max_entries(map, 1024);
     }
     loader.default_map_pin_directory(pins.path()).load_file(path()).expect("the object loads")
