@@ -48,26 +48,33 @@ const FILTER_HANDLE: TcHandle = TcHandle::new(0, 1);
 impl Datapath {
     /// Attaches what belongs to the node as a whole, and detaches it from devices that are no longer named. Must run in
     /// the node's network namespace. `cgroup`: the folder whose processes are this node's, the pods' among them.
-    /// `devices`: native ones, towards the other nodes. `tunnel`: the WireGuard device.
+    /// `devices`: native ones, towards the other nodes. `tunnel`: the WireGuard device; where it does not
+    /// exist yet, `attach_tunnel` is to follow.
     pub fn attach_node(&mut self, cgroup: &Path, devices: &[&str], tunnel: Option<&str>) -> Result<(), DatapathError> {
         for name in CGROUP_PROGRAMS {
             self.attach_cgroup(name, cgroup)?;
         }
-        let mut wanted = BTreeSet::new();
-        let on = devices.iter().flat_map(|device| {
-            [
-                (program::FROM_NETWORK, *device, TcAttachType::Ingress),
-                (program::TO_NETWORK, *device, TcAttachType::Egress),
-            ]
-        });
-        for (name, device, hook) in on.chain(tunnel.map(|device| (program::FROM_TUNNEL, device, TcAttachType::Ingress)))
-        {
-            self.attach_interface(name, device, hook)?;
-            wanted.insert(pin_name(name, device));
+        let mut wanted: BTreeSet<String> =
+            tunnel.map(|device| pin_name(program::FROM_TUNNEL, device)).into_iter().collect();
+        for device in devices {
+            for (name, hook) in
+                [(program::FROM_NETWORK, TcAttachType::Ingress), (program::TO_NETWORK, TcAttachType::Egress)]
+            {
+                self.attach_interface(name, device, hook)?;
+                wanted.insert(pin_name(name, device));
+            }
+        }
+        if let Some(device) = tunnel.filter(|device| nix::net::if_::if_nametoindex(*device).is_ok()) {
+            self.attach_tunnel(device)?;
         }
         self.attach_netns(program::REOPEN_TIME_WAIT)?;
         self.detach_unwanted(&wanted)?;
         self.remove_other_versions()
+    }
+
+    /// Attaches to the WireGuard device, which weft-proxy makes. Call it again when the device may be a new one.
+    pub fn attach_tunnel(&mut self, device: &str) -> Result<(), DatapathError> {
+        self.attach_interface(program::FROM_TUNNEL, device, TcAttachType::Ingress)
     }
 
     /// Attaches to the host side of a pod's veth. Call it for every pod at start too.
@@ -80,7 +87,7 @@ impl Datapath {
     /// Forgets a pod's veth, which may be gone already.
     pub fn detach_endpoint(&mut self, interface: &str) -> Result<(), DatapathError> {
         for (name, hook) in [(program::FROM_POD, TcAttachType::Ingress), (program::TO_POD, TcAttachType::Egress)] {
-            self.unpin(&self.pin(name, interface))?;
+            unpin(&self.pin(name, interface))?;
             if self.mode == AttachMode::Clsact {
                 // Filters go with their interface.
                 let _ = tc::qdisc_detach_program(interface, hook, name);
@@ -201,7 +208,7 @@ impl Datapath {
         if now.target == target && sys::update_link(&link, fd.as_fd()).is_ok() {
             return Ok(true);
         }
-        self.unpin(pin)?;
+        unpin(pin)?;
         Ok(false)
     }
 
@@ -217,7 +224,7 @@ impl Datapath {
         for pin in self.pins() {
             let ours = pin.split_once('-').is_some_and(|(name, _)| DEVICE_PROGRAMS.contains(&name));
             if ours && !wanted.contains(&pin) {
-                self.unpin(&self.links_dir().join(&pin))?;
+                unpin(&self.links_dir().join(&pin))?;
             }
         }
         Ok(())
@@ -228,7 +235,7 @@ impl Datapath {
         let Some(bpf_dir) = self.root.parent() else { return Ok(()) };
         for dir in crate::cleanup::versions(bpf_dir) {
             if dir.file_name() != self.root.file_name() {
-                fs::remove_dir_all(&dir).map_err(|cause| DatapathError::Pins { path: dir, cause })?;
+                crate::cleanup::remove_version(&dir)?;
             }
         }
         Ok(())
@@ -237,14 +244,17 @@ impl Datapath {
     fn pin(&self, program: &str, interface: &str) -> PathBuf {
         self.links_dir().join(pin_name(program, interface))
     }
+}
 
-    fn unpin(&self, pin: &Path) -> Result<(), DatapathError> {
-        match fs::remove_file(pin) {
-            Err(cause) if cause.kind() != io::ErrorKind::NotFound => {
-                Err(DatapathError::Pins { path: pin.into(), cause })
-            }
-            _ => Ok(()),
-        }
+/// Detaches and forgets the link, if there is one.
+pub(crate) fn unpin(pin: &Path) -> Result<(), DatapathError> {
+    if let Ok(link) = sys::open_pin(pin) {
+        // Refused where the target is gone: detached already.
+        let _ = sys::detach_link(&link);
+    }
+    match fs::remove_file(pin) {
+        Err(cause) if cause.kind() != io::ErrorKind::NotFound => Err(DatapathError::Pins { path: pin.into(), cause }),
+        _ => Ok(()),
     }
 }
 

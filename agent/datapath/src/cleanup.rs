@@ -1,6 +1,6 @@
 //! Removes all that a node's agents left in the kernel, of every version, whether they ended well or not.
 use crate::{
-    attach::{INTERFACE_PROGRAMS, interface_of},
+    attach::{INTERFACE_PROGRAMS, interface_of, unpin},
     error::DatapathError,
     routing::Router,
 };
@@ -28,15 +28,18 @@ pub async fn cleanup(bpf_dir: &Path) -> Result<Removed, DatapathError> {
     for version in versions(bpf_dir) {
         removed.links += entries(&version.join("links"));
         removed.maps += entries(&version.join("maps"));
-        // Links first: a program without its maps' content would refuse everything.
-        for dir in [version.join("links"), version] {
-            if dir.exists() {
-                fs::remove_dir_all(&dir).map_err(|cause| DatapathError::Pins { path: dir, cause })?;
-            }
-        }
+        remove_version(&version)?;
     }
     (removed.routes, removed.rules) = Router::new()?.remove_all().await?;
     Ok(removed)
+}
+
+/// Links first: a program without its maps' content would refuse everything.
+pub(crate) fn remove_version(dir: &Path) -> Result<(), DatapathError> {
+    for link in fs::read_dir(dir.join("links")).into_iter().flatten().flatten() {
+        unpin(&link.path())?;
+    }
+    fs::remove_dir_all(dir).map_err(|cause| DatapathError::Pins { path: dir.into(), cause })
 }
 
 /// Folders of the versions that have been here.

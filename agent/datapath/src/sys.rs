@@ -13,6 +13,7 @@ const OBJ_GET: libc::c_long = 7;
 const OBJ_GET_INFO_BY_FD: libc::c_long = 15;
 const PROG_QUERY: libc::c_long = 16;
 const LINK_UPDATE: libc::c_long = 29;
+const LINK_DETACH: libc::c_long = 34;
 
 /// What a link is attached to, as far as the kernel says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,6 +66,12 @@ pub fn update_link(link: &OwnedFd, program: BorrowedFd<'_>) -> io::Result<()> {
     let mut attr =
         Attr { link: number(link.as_raw_fd())?, program: number(program.as_raw_fd())?, flags: 0, old_program: 0 };
     bpf(LINK_UPDATE, &mut attr).map(drop)
+}
+
+/// Detaches at once. A link whose pin is removed goes too, but some time later.
+pub fn detach_link(link: &OwnedFd) -> io::Result<()> {
+    let mut attr = u32::try_from(link.as_raw_fd()).map_err(io::Error::other)?;
+    bpf(LINK_DETACH, &mut attr).map(drop)
 }
 
 pub fn link(fd: &OwnedFd) -> io::Result<Link> {

@@ -122,26 +122,40 @@ impl PartialOrd for PolicyPrefix {
     }
 }
 
-/// Rule numbers to policy names. 0 is no rule.
+/// Rule numbers to policy names. 0 is no rule. A number is made from the name, so that it stays the same when other
+/// policies come and go, and over restarts.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct RuleNames(Vec<String>);
+pub struct RuleNames(BTreeMap<u32, String>);
 
 impl RuleNames {
-    /// `names` must be sorted and hold none twice.
     fn new(names: BTreeSet<&str>) -> Self {
-        Self(names.into_iter().map(str::to_owned).collect())
+        let mut numbered = BTreeMap::new();
+        for name in names {
+            let free = candidates(name).find(|number| !numbered.contains_key(number));
+            numbered.extend(free.map(|number| (number, name.to_owned())));
+        }
+        Self(numbered)
     }
 
     /// The name of the policy that an event's or entry's `rule` stands for.
     pub fn name(&self, rule: u32) -> Option<&str> {
-        let index = usize::try_from(rule).ok()?.checked_sub(1)?;
-        self.0.get(index).map(String::as_str)
+        self.0.get(&rule).map(String::as_str)
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = (u32, &str)> {
+        self.0.iter().map(|(number, name)| (*number, name.as_str()))
     }
 
     fn number(&self, policy: &str) -> u32 {
-        let index = self.0.binary_search_by(|name| name.as_str().cmp(policy));
-        index.ok().and_then(|index| u32::try_from(index + 1).ok()).unwrap_or(0)
+        let mut taken = candidates(policy).take_while(|number| self.0.contains_key(number));
+        taken.find(|number| self.0[number] == policy).unwrap_or(0)
     }
+}
+
+/// FNV-1a of the name, and what follows it for names that would share a number.
+fn candidates(name: &str) -> impl Iterator<Item = u32> + use<> {
+    let hash = name.bytes().fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
+    (0..=u32::MAX).map(move |step| hash.wrapping_add(step)).filter(|number| *number != 0)
 }
 
 /// The plan. `local` comes from the CNI plugin, the rest from the sources.
@@ -183,3 +197,26 @@ pub fn entries(snapshot: &Snapshot, local: &LocalEndpoints, settings: &NodeSetti
 
 #[cfg(test)]
 pub(crate) mod fixtures;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rule_numbers_stay_when_other_policies_come() {
+        let few = RuleNames::new(["shop/web"].into());
+        let more = RuleNames::new(["a/first", "shop/web", "z/last"].into());
+        assert_eq!(few.number("shop/web"), more.number("shop/web"));
+        assert_eq!(more.name(more.number("a/first")), Some("a/first"));
+        assert_eq!((more.number("unknown/policy"), more.name(0)), (0, None));
+    }
+
+    #[test]
+    fn names_of_the_same_hash_get_different_numbers() {
+        // Two names that FNV-1a takes to one number.
+        let (a, b) = ("costarring", "liquid");
+        assert_eq!(candidates(a).next(), candidates(b).next());
+        let names = RuleNames::new([a, b].into());
+        assert_eq!([a, b].map(|name| names.name(names.number(name))), [Some(a), Some(b)]);
+    }
+}

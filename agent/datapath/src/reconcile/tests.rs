@@ -24,6 +24,8 @@ struct Kernel {
     /// Counts writes; every `fail_every`th is refused (0: none).
     writes: u32,
     fail_every: u32,
+    /// The writer is killed after so many writes: none of its later ones happens.
+    left_to_live: Option<u32>,
     max_backends: usize,
     /// A program may still hold any service value that was visible since readers were last waited for.
     held: Vec<Service>,
@@ -32,6 +34,11 @@ struct Kernel {
 impl Kernel {
     fn write(&mut self) -> Result<(), Refusal> {
         self.writes += 1;
+        match &mut self.left_to_live {
+            Some(0) => return Err(Refusal::Full),
+            Some(left) => *left -= 1,
+            None => {}
+        }
         if self.fail_every > 0 && self.writes.is_multiple_of(self.fail_every) { Err(Refusal::Full) } else { Ok(()) }
     }
 
@@ -121,11 +128,11 @@ fn any_services() -> impl Strategy<Value = BTreeMap<ServiceKey, ServiceSet>> {
 proptest! {
     #[test]
     fn no_program_ever_sees_half_a_set_and_the_maps_end_as_planned(
-        steps in prop::collection::vec((any_services(), any::<bool>(), 0_u32..9), 1..8),
+        steps in prop::collection::vec((any_services(), any::<bool>(), 0_u32..9, prop::option::of(0_u32..20)), 1..8),
     ) {
         let kernel = Shared::default();
         let mut tables = start(&kernel);
-        for (desired, restart, fail_every) in steps {
+        for (desired, restart, fail_every, killed_after) in steps {
             if restart {
                 tables = start(&kernel);
             }
@@ -133,6 +140,12 @@ proptest! {
             kernel.lock().unwrap().fail_every = if fail_every > 2 { fail_every } else { 0 };
             tables.reconcile(&desired, &mut Report::default());
             kernel.lock().unwrap().fail_every = 0;
+            if let Some(writes) = killed_after {
+                kernel.lock().unwrap().left_to_live = Some(writes);
+                tables.reconcile(&BTreeMap::new(), &mut Report::default());
+                kernel.lock().unwrap().left_to_live = None;
+                tables = start(&kernel);
+            }
             let mut report = Report::default();
             tables.reconcile(&desired, &mut report);
             prop_assert_eq!(report.failed, 0);

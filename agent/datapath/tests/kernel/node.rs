@@ -9,7 +9,7 @@ use std::{
     process::{Child, Command, Output, Stdio},
     sync::atomic::{AtomicU32, Ordering},
     thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
 use weft_bpf_abi::{
     lb::{Backend, ServiceKey},
@@ -170,15 +170,6 @@ pub fn sh(script: &str) -> String {
     let output = Command::new("sh").args(["-c", script]).output().unwrap();
     assert!(output.status.success(), "{script}: {}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).unwrap()
-}
-
-/// Polls for a level; fails after 10 s.
-pub fn wait_for(what: &str, mut reached: impl FnMut() -> bool) {
-    let end = Instant::now() + Duration::from_secs(10);
-    while !reached() {
-        assert!(Instant::now() < end, "not within 10 s: {what}");
-        thread::sleep(Duration::from_millis(20));
-    }
 }
 
 fn cgroup_root() -> PathBuf {
