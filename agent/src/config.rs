@@ -7,7 +7,7 @@ use std::{
 };
 use weft_datapath::plan::Encryption;
 use weft_identity::TrustDomain;
-use weft_model::types::ClusterName;
+use weft_model::{store::UnsupportedPolicy, types::ClusterName};
 
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
@@ -123,15 +123,6 @@ impl Default for MetricsConfig {
     }
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub enum UnsupportedPolicy {
-    /// The pods that it selects may neither send nor receive in the directions it names.
-    #[default]
-    FailClosed,
-    /// It counts as absent, with a warning.
-    Ignore,
-}
-
 impl Config {
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
         let text = std::fs::read_to_string(path).map_err(|cause| ConfigError::Read { path: path.into(), cause })?;
@@ -152,7 +143,9 @@ impl Config {
             return Err("denyStatus must be an error status, 400 to 599".to_owned());
         }
         if self.bpf_dir.starts_with("/sys") {
-            return Err("bpfDir must not be under /sys, which 'ip netns exec' mounts anew: try /run/weft/bpf".to_owned());
+            return Err(
+                "bpfDir must not be under /sys, which 'ip netns exec' mounts anew: try /run/weft/bpf".to_owned()
+            );
         }
         match &self.source {
             SourceConfig::Directory { paths } if paths.is_empty() => {

@@ -11,7 +11,7 @@ use arc_swap::{ArcSwap, ArcSwapOption};
 use std::collections::BTreeMap;
 use tokio::sync::{mpsc, watch};
 use weft_flows::ring::FlowRing;
-use weft_model::snapshot::{ObjectError, Snapshot};
+use weft_model::snapshot::Snapshot;
 
 pub struct Shared {
     pub config: Config,
@@ -35,6 +35,4 @@ pub struct Report {
     pub maps: Vec<MapFill>,
     pub drops: BTreeMap<String, u64>,
     pub kernel_events_lost: u64,
-    /// Files and watches that are wrong as a whole.
-    pub source_errors: Vec<ObjectError>,
 }

@@ -23,9 +23,8 @@ impl Svids {
         self.held.retain(|id, _| wanted.contains(id));
         let mut changed = self.held.len() != before;
         for id in wanted {
-            let valid = self.held.get(id).is_some_and(|svid| {
-                !rotation::due(svid.not_before, svid.not_after, spread(id), now)
-            });
+            let valid =
+                self.held.get(id).is_some_and(|svid| !rotation::due(svid.not_before, svid.not_after, spread(id), now));
             if !valid {
                 self.held.insert(id.clone(), ca.issue(id, SVID_LIFETIME, now)?);
                 changed = true;

@@ -19,7 +19,7 @@ pub fn status(shared: &Shared) -> Status {
     let proxy = shared.proxy.borrow().clone();
     let snapshot = shared.snapshot.load();
     let (flows_seen, flows_lost) = shared.flows.counts();
-    let mut object_errors = report.source_errors.clone();
+    let mut object_errors = Vec::new();
     let mut objects = BTreeMap::new();
     if let Some(snapshot) = snapshot.as_deref() {
         object_errors.extend(snapshot.object_errors.iter().cloned());

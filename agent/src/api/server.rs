@@ -1,5 +1,8 @@
 //! Routes of the API.
-use super::{metrics, rows, types::{ApiError, NewEndpoint}};
+use super::{
+    metrics, rows,
+    types::{ApiError, NewEndpoint},
+};
 use crate::{control::Command, shared::Shared};
 use axum::{
     Json, Router,
@@ -36,7 +39,8 @@ pub fn bind(socket: &FilePath) -> io::Result<UnixListener> {
         std::fs::create_dir_all(folder)?;
     }
     if std::os::unix::net::UnixStream::connect(socket).is_ok() {
-        let message = format!("another weft-agent serves {}: stop it, or give this one its own runtimeDir", socket.display());
+        let message =
+            format!("another weft-agent serves {}: stop it, or give this one its own runtimeDir", socket.display());
         return Err(io::Error::new(io::ErrorKind::AddrInUse, message));
     }
     let _ = std::fs::remove_file(socket);

@@ -56,7 +56,12 @@ pub async fn open(
 }
 
 /// Asks the first agent of the context that answers.
-pub async fn any<T: DeserializeOwned>(context: &Context, method: Method, path: &str, body: Option<&impl Serialize>) -> Result<T> {
+pub async fn any<T: DeserializeOwned>(
+    context: &Context,
+    method: Method,
+    path: &str,
+    body: Option<&impl Serialize>,
+) -> Result<T> {
     let mut last = None;
     for agent in &context.agents {
         if UnixStream::connect(&agent.socket).await.is_ok() {
@@ -65,7 +70,9 @@ pub async fn any<T: DeserializeOwned>(context: &Context, method: Method, path: &
         last = Some(agent);
     }
     match last {
-        Some(agent) => bail!("no agent of {} answers, {} neither: is weft-agent running?", context.name, agent.socket.display()),
+        Some(agent) => {
+            bail!("no agent of {} answers, {} neither: is weft-agent running?", context.name, agent.socket.display())
+        }
         None => bail!("context {} names no agents", context.name),
     }
 }

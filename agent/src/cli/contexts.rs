@@ -51,7 +51,9 @@ fn find(known: Vec<Context>, name: &str) -> Result<Context> {
     let names = names(&known);
     let found: Vec<Context> = known.into_iter().filter(|context| context.name == name).collect();
     match found.len() {
-        0 if names.is_empty() => bail!("context {name:?} does not exist: no contexts file was found. Give --contexts FILE"),
+        0 if names.is_empty() => {
+            bail!("context {name:?} does not exist: no contexts file was found. Give --contexts FILE")
+        }
         0 => bail!("context {name:?} does not exist. There are: {names}"),
         1 => Ok(found.into_iter().next().context("one context")?),
         _ => bail!("context {name:?} is in several labs: give --contexts /run/weft-lab/LAB/contexts.yaml"),
@@ -84,9 +86,10 @@ fn all(global: &Global) -> Result<Vec<Context>> {
 }
 
 fn read(file: &Path) -> Result<Vec<Context>> {
-    let text = std::fs::read_to_string(file)
-        .with_context(|| format!("cannot read the contexts file {}", file.display()))?;
-    let parsed: File = serde_norway::from_str(&text)
-        .with_context(|| format!("{} is not a contexts file: want `contexts: [{{name, agents: [{{node, socket}}]}}]`", file.display()))?;
+    let text =
+        std::fs::read_to_string(file).with_context(|| format!("cannot read the contexts file {}", file.display()))?;
+    let parsed: File = serde_norway::from_str(&text).with_context(|| {
+        format!("{} is not a contexts file: want `contexts: [{{name, agents: [{{node, socket}}]}}]`", file.display())
+    })?;
     Ok(parsed.contexts)
 }

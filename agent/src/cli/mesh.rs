@@ -106,7 +106,12 @@ async fn await_peer(context: &Context, peer: &str, wait: Duration) -> Result<Dur
         match missing {
             None => return Ok(start.elapsed()),
             Some(why) if start.elapsed() > wait => {
-                bail!("{} is connected, but not in sync with {peer} after {} s: {why}. See `weft --context {} mesh status`", context.name, wait.as_secs(), context.name)
+                bail!(
+                    "{} is connected, but not in sync with {peer} after {} s: {why}. See `weft --context {} mesh status`",
+                    context.name,
+                    wait.as_secs(),
+                    context.name
+                )
             }
             Some(_) => tokio::time::sleep(POLL).await,
         }

@@ -164,7 +164,14 @@ fn line(flow: &Flow) -> String {
         flow.protocol,
     );
     if let Some(http) = &flow.http {
-        text += &format!(" {} {} {} -> {} ({:.1} ms)", http.protocol, http.method, http.path, http.status, http.duration_us as f64 / 1000.0);
+        text += &format!(
+            " {} {} {} -> {} ({:.1} ms)",
+            http.protocol,
+            http.method,
+            http.path,
+            http.status,
+            http.duration_us as f64 / 1000.0
+        );
     }
     for (name, value) in [
         ("policy", flow.policy.as_str()),

@@ -1,5 +1,5 @@
 //! Kubernetes YAML in folders, followed live. A file that cannot be read keeps what it last said; the others go on.
-use super::{ObjectKey, SourceEvent};
+use super::DIRECTORY;
 use notify::{RecursiveMode, Watcher};
 use serde::Deserialize;
 use serde_json::Value;
@@ -14,7 +14,7 @@ use tokio::{
     sync::mpsc::{self, Sender},
     time,
 };
-use weft_model::snapshot::ObjectError;
+use weft_model::store::Event;
 
 /// Editors write a file in several steps; several files are often written together.
 const SETTLE: Duration = Duration::from_millis(30);
@@ -22,7 +22,7 @@ const SETTLE: Duration = Duration::from_millis(30);
 const RESCAN: Duration = Duration::from_secs(2);
 
 /// Follows the folders until the channel closes. The position of a folder is the layer of its objects.
-pub async fn follow(paths: Vec<PathBuf>, events: Sender<SourceEvent>) {
+pub async fn follow(paths: Vec<PathBuf>, events: Sender<Event>) {
     let (wake, mut woken) = mpsc::channel(1);
     let mut watcher = notify::recommended_watcher(move |_: notify::Result<notify::Event>| {
         // Full: a rescan is due anyway.
@@ -50,7 +50,7 @@ pub async fn follow(paths: Vec<PathBuf>, events: Sender<SourceEvent>) {
         }
         if !synced {
             synced = true;
-            if events.send(SourceEvent::Synced).await.is_err() {
+            if events.send(Event::Synced { source: DIRECTORY.to_owned() }).await.is_err() {
                 return;
             }
         }
@@ -69,12 +69,13 @@ pub async fn follow(paths: Vec<PathBuf>, events: Sender<SourceEvent>) {
 struct Folders {
     paths: Vec<PathBuf>,
     files: BTreeMap<PathBuf, Seen>,
+    /// Folders that could not be listed.
+    missing: BTreeSet<PathBuf>,
 }
 
 struct Seen {
     layer: u32,
     stamp: Stamp,
-    objects: BTreeMap<ObjectKey, Value>,
 }
 
 #[derive(PartialEq, Eq, Clone, Copy)]
@@ -93,84 +94,71 @@ impl Stamp {
 
 impl Folders {
     fn new(paths: Vec<PathBuf>) -> Self {
-        Self { paths, files: BTreeMap::new() }
+        Self { paths, files: BTreeMap::new(), missing: BTreeSet::new() }
     }
 
     /// Events for all that is new, different or gone since the last scan.
-    fn scan(&mut self) -> Vec<SourceEvent> {
+    fn scan(&mut self) -> Vec<Event> {
         let mut events = Vec::new();
         let mut present = BTreeSet::new();
         for (layer, folder) in (0..).zip(self.paths.clone()) {
             match yaml_files(&folder) {
                 Ok(files) => {
-                    events.push(SourceEvent::Errors { origin: folder.display().to_string(), errors: vec![] });
+                    if self.missing.remove(&folder) {
+                        events.push(problem(&folder, None));
+                    }
                     for file in files {
                         self.read(layer, &file, &mut events);
                         present.insert(file);
                     }
                 }
                 Err(error) => {
-                    let origin = folder.display().to_string();
                     let message = format!("cannot read the folder: {error}; what it said last stays in force");
-                    let errors = vec![ObjectError { origin: origin.clone(), object: String::new(), message }];
-                    events.push(SourceEvent::Errors { origin, errors });
+                    if self.missing.insert(folder.clone()) {
+                        events.push(problem(&folder, Some(message)));
+                    }
                     present.extend(self.files.keys().filter(|file| file.starts_with(&folder)).cloned());
                 }
             }
         }
         let gone: Vec<PathBuf> = self.files.keys().filter(|file| !present.contains(*file)).cloned().collect();
-        for file in gone {
-            if let Some(seen) = self.files.remove(&file) {
-                let origin = file.display().to_string();
-                events.push(SourceEvent::Errors { origin: origin.clone(), errors: vec![] });
-                events.extend(
-                    seen.objects
-                        .into_keys()
-                        .map(|key| SourceEvent::Delete { layer: seen.layer, origin: origin.clone(), key }),
-                );
+        for path in gone {
+            if let Some(seen) = self.files.remove(&path) {
+                events.push(file(seen.layer, &path, vec![]));
+                events.push(problem(&path, None));
             }
         }
         events
     }
 
-    fn read(&mut self, layer: u32, file: &Path, events: &mut Vec<SourceEvent>) {
+    fn read(&mut self, layer: u32, path: &Path, events: &mut Vec<Event>) {
         // The stamp is taken before the content: a change in between is seen at the next scan.
-        let Ok(stamp) = Stamp::of(file) else { return };
-        if self.files.get(file).is_some_and(|seen| seen.stamp == stamp) {
+        let Ok(stamp) = Stamp::of(path) else { return };
+        if self.files.get(path).is_some_and(|seen| seen.stamp == stamp) {
             return;
         }
-        let origin = file.display().to_string();
-        let (objects, errors, whole) = match fs::read_to_string(file) {
-            Ok(text) => parse(&text, &origin),
-            Err(error) => {
-                let message = format!("cannot read the file: {error}");
-                (vec![], vec![ObjectError { origin: origin.clone(), object: String::new(), message }], false)
+        self.files.insert(path.to_owned(), Seen { layer, stamp });
+        match fs::read_to_string(path)
+            .map_err(|error| format!("cannot read the file: {error}"))
+            .and_then(|text| parse(&text))
+        {
+            Ok(objects) => {
+                events.push(file(layer, path, objects));
+                events.push(problem(path, None));
             }
-        };
-        let seen = self.files.entry(file.to_owned()).or_insert_with(|| Seen { layer, stamp, objects: BTreeMap::new() });
-        seen.stamp = stamp;
-        let mut now = BTreeMap::new();
-        for object in objects {
-            if let Some(key) = ObjectKey::of(&object) {
-                now.insert(key, object);
+            Err(message) => {
+                events.push(problem(path, Some(format!("{message}; what this file said before stays in force"))));
             }
         }
-        if whole {
-            let gone: Vec<ObjectKey> = seen.objects.keys().filter(|key| !now.contains_key(*key)).cloned().collect();
-            for key in gone {
-                seen.objects.remove(&key);
-                events.push(SourceEvent::Delete { layer, origin: origin.clone(), key });
-            }
-        }
-        for (key, object) in now {
-            if seen.objects.get(&key) != Some(&object) {
-                let told = Box::new(object.clone());
-                events.push(SourceEvent::Upsert { layer, origin: origin.clone(), object: told });
-                seen.objects.insert(key, object);
-            }
-        }
-        events.push(SourceEvent::Errors { origin, errors });
     }
+}
+
+fn file(layer: u32, path: &Path, objects: Vec<Value>) -> Event {
+    Event::File { source: DIRECTORY.to_owned(), layer, path: path.display().to_string(), objects }
+}
+
+fn problem(path: &Path, message: Option<String>) -> Event {
+    Event::Problem { source: DIRECTORY.to_owned(), origin: path.display().to_string(), message }
 }
 
 fn yaml_files(folder: &Path) -> io::Result<Vec<PathBuf>> {
@@ -194,41 +182,26 @@ fn yaml_files(folder: &Path) -> io::Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-/// The objects of a multi-document file, what is wrong with it, and whether it was read to its end: after a syntax
-/// error nobody can say what follows, so what the file said before stays.
-fn parse(text: &str, origin: &str) -> (Vec<Value>, Vec<ObjectError>, bool) {
-    let (mut objects, mut errors) = (Vec::new(), Vec::new());
+/// The objects of a multi-document file. After a syntax error nobody can say what follows, so the whole file is refused.
+fn parse(text: &str) -> Result<Vec<Value>, String> {
+    let mut objects = Vec::new();
     for (number, document) in (1..).zip(serde_norway::Deserializer::from_str(text)) {
-        let at = format!("{origin} (document {number})");
-        let value = match Value::deserialize(document) {
-            Ok(value) => value,
-            Err(error) => {
-                let message = format!("not valid YAML: {error}; what this file said before stays in force");
-                errors.push(ObjectError { origin: at, object: String::new(), message });
-                return (objects, errors, false);
+        match Value::deserialize(document) {
+            Ok(mut value) => {
+                default_namespaces(&mut value);
+                objects.push(value);
             }
-        };
-        let items = match value {
-            Value::Null => continue,
-            Value::Object(mut list) if list.get("kind").is_some_and(|kind| kind == "List") => {
-                match list.remove("items") {
-                    Some(Value::Array(items)) => items,
-                    _ => vec![],
-                }
-            }
-            other => vec![other],
-        };
-        for mut item in items {
-            default_namespace(&mut item);
-            if ObjectKey::of(&item).is_some() {
-                objects.push(item);
-            } else {
-                let message = "not a Kubernetes object: it needs apiVersion, kind and metadata.name".to_owned();
-                errors.push(ObjectError { origin: at.clone(), object: String::new(), message });
-            }
+            Err(error) => return Err(format!("document {number} is not valid YAML: {error}")),
         }
     }
-    (objects, errors, true)
+    Ok(objects)
+}
+
+fn default_namespaces(value: &mut Value) {
+    match value.get_mut("items") {
+        Some(Value::Array(items)) => items.iter_mut().for_each(default_namespace),
+        _ => default_namespace(value),
+    }
 }
 
 /// As kubectl does: without a namespace, namespaced objects are in `default`.
@@ -248,13 +221,12 @@ mod tests {
 
     const POD: &str = "apiVersion: v1\nkind: Pod\nmetadata: {name: a}\n";
 
-    fn told(events: &[SourceEvent]) -> Vec<String> {
+    fn told(events: &[Event]) -> Vec<String> {
         events
             .iter()
             .filter_map(|event| match event {
-                SourceEvent::Upsert { object, layer, .. } => Some(format!("+{}@{layer}", object["metadata"]["name"])),
-                SourceEvent::Delete { key, .. } => Some(format!("-{}/{}", key.namespace, key.name)),
-                SourceEvent::Errors { errors, .. } if !errors.is_empty() => Some(format!("!{}", errors[0].message)),
+                Event::File { objects, layer, .. } => Some(format!("{} objects in layer {layer}", objects.len())),
+                Event::Problem { message: Some(message), .. } => Some(message.clone()),
                 _ => None,
             })
             .collect()
@@ -266,12 +238,12 @@ mod tests {
         let file = folder.path().join("a.yaml");
         fs::write(&file, format!("{POD}---\n{}", POD.replace("a}", "b}"))).unwrap();
         let mut folders = Folders::new(vec![folder.path().to_owned()]);
-        assert_eq!(told(&folders.scan()), ["+\"a\"@0", "+\"b\"@0"]);
+        assert_eq!(told(&folders.scan()), ["2 objects in layer 0"]);
         assert!(told(&folders.scan()).is_empty());
         fs::write(&file, POD).unwrap();
-        assert_eq!(told(&folders.scan()), ["-default/b"]);
+        assert_eq!(told(&folders.scan()), ["1 objects in layer 0"]);
         fs::remove_file(&file).unwrap();
-        assert_eq!(told(&folders.scan()), ["-default/a"]);
+        assert_eq!(told(&folders.scan()), ["0 objects in layer 0"]);
     }
 
     #[test]
@@ -284,14 +256,13 @@ mod tests {
         fs::write(&file, "apiVersion: v1\nkind: [Pod\n").unwrap();
         let events = told(&folders.scan());
         assert!(events.len() == 1 && events[0].contains("line"), "{events:?}");
-        fs::write(&file, POD).unwrap();
-        assert!(told(&folders.scan()).is_empty(), "the object was never gone");
+        assert!(told(&folders.scan()).is_empty(), "told once");
     }
 
     #[test]
-    fn a_document_that_is_no_object_is_named_and_the_others_count() {
-        let (objects, errors, whole) = parse(&format!("{POD}---\nfoo: bar\n---\n"), "a.yaml");
-        assert_eq!((objects.len(), errors.len(), whole), (1, 1, true));
-        assert_eq!(errors[0].origin, "a.yaml (document 2)");
+    fn objects_without_a_namespace_are_in_default() {
+        let objects = parse(&format!("{POD}---\napiVersion: v1\nkind: Node\nmetadata: {{name: n}}\n")).unwrap();
+        assert_eq!(objects[0]["metadata"]["namespace"], "default");
+        assert!(objects[1]["metadata"].get("namespace").is_none());
     }
 }

@@ -1,5 +1,5 @@
 //! A Kubernetes API server, by watches. A lost watch is resumed where it ended; lists are paged and spread in time.
-use super::{ObjectKey, SourceEvent};
+use super::KUBERNETES;
 use futures::StreamExt;
 use kube::{
     Api, Client, Config,
@@ -14,11 +14,15 @@ use std::{
     time::Duration,
 };
 use tokio::{
-    sync::mpsc::{self, Sender},
+    sync::mpsc::{self, Sender, error::SendError},
     task::JoinSet,
     time,
 };
-use weft_model::{snapshot::ObjectError, types::MeshPeer};
+use weft_model::{
+    parse::{Kind, ObjectKey},
+    store::Event,
+    types::{MeshPeer, ObjectName},
+};
 
 /// How long a watch may fail at the start before its errors are told; an API server that is starting is no news.
 const FIRST_ERROR_AFTER: Duration = Duration::from_secs(3);
@@ -56,60 +60,47 @@ pub async fn client(kubeconfig: Option<&Path>, context: Option<&str>) -> Result<
     Client::try_from(config).map_err(|cause| KubeError::Client(Box::new(cause)))
 }
 
-/// Group, version, kind and whether its absence (a CRD that is not installed) is fine.
-const KINDS: [(&str, &str, &str, bool); 10] = [
-    ("", "v1", "Namespace", false),
-    ("", "v1", "Node", false),
-    ("", "v1", "Pod", false),
-    ("", "v1", "Service", false),
-    ("discovery.k8s.io", "v1", "EndpointSlice", false),
-    ("networking.k8s.io", "v1", "NetworkPolicy", false),
-    ("cilium.io", "v2", "CiliumNetworkPolicy", true),
-    ("cilium.io", "v2", "CiliumClusterwideNetworkPolicy", true),
-    ("weft.dev", "v1alpha1", "WasmPlugin", true),
-    ("weft.dev", "v1alpha1", "MeshPeer", true),
-];
+/// Kinds of CRDs that need not be installed.
+const OPTIONAL: [Kind; 4] =
+    [Kind::CiliumNetworkPolicy, Kind::CiliumClusterwideNetworkPolicy, Kind::WasmPlugin, Kind::MeshPeer];
 
-fn resource(group: &str, version: &str, kind: &str) -> ApiResource {
-    let gvk = GroupVersionKind::gvk(group, version, kind);
+fn resource(kind: Kind) -> ApiResource {
+    let (group, version) = kind.api_version().split_once('/').unwrap_or(("", kind.api_version()));
+    let gvk = GroupVersionKind::gvk(group, version, kind.name());
     match kind {
-        "CiliumNetworkPolicy" => ApiResource::from_gvk_with_plural(&gvk, "ciliumnetworkpolicies"),
-        "CiliumClusterwideNetworkPolicy" => ApiResource::from_gvk_with_plural(&gvk, "ciliumclusterwidenetworkpolicies"),
-        "NetworkPolicy" => ApiResource::from_gvk_with_plural(&gvk, "networkpolicies"),
+        Kind::CiliumNetworkPolicy => ApiResource::from_gvk_with_plural(&gvk, "ciliumnetworkpolicies"),
+        Kind::CiliumClusterwideNetworkPolicy => {
+            ApiResource::from_gvk_with_plural(&gvk, "ciliumclusterwidenetworkpolicies")
+        }
+        Kind::NetworkPolicy => ApiResource::from_gvk_with_plural(&gvk, "networkpolicies"),
         _ => ApiResource::from_gvk(&gvk),
     }
 }
 
 /// Watches all kinds until the channel closes. `Synced` is told once every kind has delivered its first list.
-pub async fn follow(client: Client, events: Sender<SourceEvent>) {
-    let (synced, mut syncs) = mpsc::channel(KINDS.len());
+pub async fn follow(client: Client, events: Sender<Event>) {
+    let (synced, mut syncs) = mpsc::channel(Kind::ALL.len());
     let mut watches = JoinSet::new();
-    for (group, version, kind, optional) in KINDS {
-        let resource = resource(group, version, kind);
-        watches.spawn(watch(client.clone(), resource, optional, events.clone(), synced.clone()));
+    for kind in Kind::ALL {
+        watches.spawn(watch(client.clone(), kind, events.clone(), synced.clone()));
     }
     drop(synced);
-    for _ in KINDS {
+    for _ in Kind::ALL {
         if syncs.recv().await.is_none() {
             return;
         }
     }
-    if events.send(SourceEvent::Synced).await.is_ok() {
+    if events.send(Event::Synced { source: KUBERNETES.to_owned() }).await.is_ok() {
         events.closed().await;
     }
 }
 
-async fn watch(
-    client: Client,
-    resource: ApiResource,
-    optional: bool,
-    events: Sender<SourceEvent>,
-    synced: Sender<()>,
-) -> Result<(), mpsc::error::SendError<SourceEvent>> {
+async fn watch(client: Client, kind: Kind, events: Sender<Event>, synced: Sender<()>) -> Result<(), SendError<Event>> {
+    let resource = resource(kind);
     let origin = format!("watch of {}", resource.plural);
+    let source = || KUBERNETES.to_owned();
     let mut synced = Some(synced);
-    let mut known: BTreeSet<ObjectKey> = BTreeSet::new();
-    let mut listed: Option<BTreeSet<ObjectKey>> = None;
+    let mut present: Option<BTreeSet<ObjectName>> = None;
     let mut failing = false;
     let started = time::Instant::now();
     let api: Api<DynamicObject> = Api::all_with(client, &resource);
@@ -119,34 +110,26 @@ async fn watch(
         match event {
             Ok(event) => {
                 if std::mem::take(&mut failing) {
-                    events.send(SourceEvent::Errors { origin: origin.clone(), errors: vec![] }).await?;
+                    events.send(Event::Problem { source: source(), origin: origin.clone(), message: None }).await?;
                 }
                 match event {
-                    watcher::Event::Init => listed = Some(BTreeSet::new()),
+                    watcher::Event::Init => present = Some(BTreeSet::new()),
                     watcher::Event::InitApply(object) | watcher::Event::Apply(object) => {
-                        if let Some((key, value)) = as_value(object, &resource) {
-                            if let Some(listed) = &mut listed {
-                                listed.insert(key.clone());
-                            }
-                            known.insert(key);
-                            let object = Box::new(value);
-                            events.send(SourceEvent::Upsert { layer: 0, origin: origin.clone(), object }).await?;
+                        if let Some(present) = &mut present {
+                            present.insert(name_of(&object));
+                        }
+                        if let Some(object) = as_value(object, &resource) {
+                            events.send(Event::Upsert { source: source(), object }).await?;
                         }
                     }
                     watcher::Event::Delete(object) => {
-                        if let Some((key, _)) = as_value(object, &resource) {
-                            known.remove(&key);
-                            events.send(SourceEvent::Delete { layer: 0, origin: origin.clone(), key }).await?;
-                        }
+                        let key = ObjectKey { kind, name: name_of(&object) };
+                        events.send(Event::Delete { source: source(), key }).await?;
                     }
                     watcher::Event::InitDone => {
                         // What was deleted while nobody watched is not told by the API: it is what the list lacks.
-                        let listed = listed.take().unwrap_or_default();
-                        let gone: Vec<ObjectKey> = known.difference(&listed).cloned().collect();
-                        known = listed;
-                        for key in gone {
-                            events.send(SourceEvent::Delete { layer: 0, origin: origin.clone(), key }).await?;
-                        }
+                        let present = present.take().unwrap_or_default();
+                        events.send(Event::Relisted { source: source(), kind, present }).await?;
                         if let Some(synced) = synced.take() {
                             let _ = synced.send(()).await;
                         }
@@ -156,7 +139,7 @@ async fn watch(
             Err(error) => {
                 let missing = is_missing(&error);
                 if missing
-                    && optional
+                    && OPTIONAL.contains(&kind)
                     && let Some(synced) = synced.take()
                 {
                     let _ = synced.send(()).await;
@@ -167,8 +150,8 @@ async fn watch(
                         true => format!("{} is not installed: kubectl apply -f deploy/crds", resource.plural),
                         false => format!("{error}; what it said last stays in force, and it is tried again"),
                     };
-                    let errors = vec![ObjectError { origin: origin.clone(), object: resource.kind.clone(), message }];
-                    events.send(SourceEvent::Errors { origin: origin.clone(), errors }).await?;
+                    let message = Some(message);
+                    events.send(Event::Problem { source: source(), origin: origin.clone(), message }).await?;
                 }
             }
         }
@@ -187,20 +170,31 @@ fn is_missing(error: &watcher::Error) -> bool {
     }
 }
 
+fn name_of(object: &DynamicObject) -> ObjectName {
+    ObjectName::new(
+        object.metadata.namespace.clone().unwrap_or_default(),
+        object.metadata.name.clone().unwrap_or_default(),
+    )
+}
+
 /// The object with the fields that a list leaves out, and without those that only cost memory.
-fn as_value(object: DynamicObject, resource: &ApiResource) -> Option<(ObjectKey, Value)> {
+fn as_value(object: DynamicObject, resource: &ApiResource) -> Option<Value> {
     let mut value = serde_json::to_value(object).ok()?;
     value["apiVersion"] = json!(resource.api_version);
     value["kind"] = json!(resource.kind);
     if let Some(Value::Object(metadata)) = value.get_mut("metadata") {
         metadata.remove("managedFields");
     }
-    Some((ObjectKey::of(&value)?, value))
+    Some(value)
 }
 
 /// Publishes what only this node knows, as annotations of its Node object.
-pub async fn annotate_node(client: &Client, node: &str, annotations: &BTreeMap<String, String>) -> Result<(), KubeError> {
-    let api: Api<DynamicObject> = Api::all_with(client.clone(), &resource("", "v1", "Node"));
+pub async fn annotate_node(
+    client: &Client,
+    node: &str,
+    annotations: &BTreeMap<String, String>,
+) -> Result<(), KubeError> {
+    let api: Api<DynamicObject> = Api::all_with(client.clone(), &resource(Kind::Node));
     let patch = json!({ "metadata": { "annotations": annotations } });
     let write = api.patch(node, &PatchParams::default(), &Patch::Merge(&patch)).await;
     written(write, || format!("the annotations of Node {node}"))
@@ -208,7 +202,7 @@ pub async fn annotate_node(client: &Client, node: &str, annotations: &BTreeMap<S
 
 /// Creates or replaces a `MeshPeer`.
 pub async fn apply_mesh_peer(client: &Client, peer: &MeshPeer) -> Result<(), KubeError> {
-    let api: Api<DynamicObject> = Api::all_with(client.clone(), &resource("weft.dev", "v1alpha1", "MeshPeer"));
+    let api: Api<DynamicObject> = Api::all_with(client.clone(), &resource(Kind::MeshPeer));
     let name = peer.cluster.as_str();
     let object = super::mesh_peer_object(peer);
     let write = api.patch(name, &PatchParams::apply("weft").force(), &Patch::Apply(&object)).await;
@@ -217,7 +211,7 @@ pub async fn apply_mesh_peer(client: &Client, peer: &MeshPeer) -> Result<(), Kub
 
 /// Deletes a `MeshPeer`; one that is not there is fine.
 pub async fn delete_mesh_peer(client: &Client, name: &str) -> Result<(), KubeError> {
-    let api: Api<DynamicObject> = Api::all_with(client.clone(), &resource("weft.dev", "v1alpha1", "MeshPeer"));
+    let api: Api<DynamicObject> = Api::all_with(client.clone(), &resource(Kind::MeshPeer));
     match api.delete(name, &Default::default()).await {
         Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
         other => written(other, || format!("MeshPeer {name}")),
@@ -225,8 +219,14 @@ pub async fn delete_mesh_peer(client: &Client, name: &str) -> Result<(), KubeErr
 }
 
 /// Writes what became of a policy to its status.
-pub async fn policy_status(client: &Client, kind: &str, namespace: &str, name: &str, state: &str) -> Result<(), KubeError> {
-    let resource = resource("cilium.io", "v2", kind);
+pub async fn policy_status(
+    client: &Client,
+    kind: Kind,
+    namespace: &str,
+    name: &str,
+    state: &str,
+) -> Result<(), KubeError> {
+    let resource = resource(kind);
     let api: Api<DynamicObject> = match namespace {
         "" => Api::all_with(client.clone(), &resource),
         namespace => Api::namespaced_with(client.clone(), namespace, &resource),
@@ -238,7 +238,7 @@ pub async fn policy_status(client: &Client, kind: &str, namespace: &str, name: &
     });
     let patch = json!({ "status": { "conditions": [condition] } });
     let write = api.patch_status(name, &PatchParams::default(), &Patch::Merge(&patch)).await;
-    written(write, || format!("the status of {kind} {namespace}/{name}"))
+    written(write, || format!("the status of {} {namespace}/{name}", kind.name()))
 }
 
 fn written<T>(write: kube::Result<T>, object: impl FnOnce() -> String) -> Result<(), KubeError> {

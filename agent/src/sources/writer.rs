@@ -2,7 +2,7 @@
 use super::{kube, mesh_peer_object};
 use ::kube::Client;
 use std::{collections::BTreeMap, fs, io, path::PathBuf};
-use weft_model::types::MeshPeer;
+use weft_model::{parse::Kind, types::MeshPeer};
 
 #[derive(Debug, thiserror::Error)]
 pub enum WriteError {
@@ -60,7 +60,7 @@ impl Writer {
     }
 
     /// In directory mode `weft policy list` alone tells.
-    pub async fn policy_status(&self, kind: &str, name: &str, state: &str) -> Result<(), WriteError> {
+    pub async fn policy_status(&self, kind: Kind, name: &str, state: &str) -> Result<(), WriteError> {
         let Self::Kubernetes(client) = self else { return Ok(()) };
         let (namespace, name) = name.split_once('/').unwrap_or(("", name));
         Ok(kube::policy_status(client, kind, namespace, name, state).await?)
