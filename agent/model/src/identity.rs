@@ -4,7 +4,10 @@ use crate::{
     types::{Labels, SecurityIdentity, Workload},
 };
 use ipnet::IpNet;
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    sync::Arc,
+};
 
 // The kernel's programs know these by the same numbers (weft-bpf-abi, `identity`), which this crate does not depend on.
 /// This node.
@@ -83,7 +86,7 @@ pub fn reserved() -> [SecurityIdentity; 3] {
 /// before all numbers were used: whatever still holds an old number never meets a new meaning.
 #[derive(Debug)]
 pub struct Allocator {
-    by_labels: BTreeMap<Labels, u32>,
+    by_labels: HashMap<Arc<Labels>, u32>,
     by_cidr: BTreeMap<IpNet, u32>,
     used: BTreeSet<u32>,
     next: u32,
@@ -91,7 +94,7 @@ pub struct Allocator {
 
 impl Default for Allocator {
     fn default() -> Self {
-        Self { by_labels: BTreeMap::new(), by_cidr: BTreeMap::new(), used: BTreeSet::new(), next: FIRST_LOCAL }
+        Self { by_labels: HashMap::new(), by_cidr: BTreeMap::new(), used: BTreeSet::new(), next: FIRST_LOCAL }
     }
 }
 
@@ -104,7 +107,7 @@ impl Allocator {
             }
             let earlier = match identity.cidr {
                 Some(cidr) => self.by_cidr.insert(cidr, identity.id),
-                None => self.by_labels.insert(identity.labels, identity.id),
+                None => self.by_labels.insert(Arc::new(identity.labels), identity.id),
             };
             earlier.map(|id| self.used.remove(&id));
             self.next = self.next.max(identity.id + 1);
@@ -115,21 +118,22 @@ impl Allocator {
     /// the last ones went without.
     pub fn assign<'a>(
         &mut self,
-        labels: impl IntoIterator<Item = &'a Labels>,
+        labels: impl IntoIterator<Item = &'a Arc<Labels>>,
         cidrs: impl IntoIterator<Item = &'a IpNet>,
     ) -> bool {
-        let labels: BTreeSet<&Labels> = labels.into_iter().collect();
+        let labels: HashSet<&Arc<Labels>> = labels.into_iter().collect();
         let cidrs: BTreeSet<&IpNet> = cidrs.into_iter().collect();
         let used = &mut self.used;
         self.by_labels.retain(|set, id| labels.contains(set) || !used.remove(id));
         self.by_cidr.retain(|net, id| cidrs.contains(net) || !used.remove(id));
         let mut complete = true;
-        for set in labels {
-            if !self.by_labels.contains_key(set) {
-                match self.fresh() {
-                    Some(id) => drop(self.by_labels.insert(set.clone(), id)),
-                    None => complete = false,
-                }
+        let mut new: Vec<&Arc<Labels>> =
+            labels.into_iter().filter(|set| !self.by_labels.contains_key(set.as_ref())).collect();
+        new.sort_unstable();
+        for set in new {
+            match self.fresh() {
+                Some(id) => drop(self.by_labels.insert(set.clone(), id)),
+                None => complete = false,
             }
         }
         for net in cidrs {
@@ -153,7 +157,7 @@ impl Allocator {
 
     /// All that are in use, with the reserved ones.
     pub fn identities(&self) -> BTreeMap<u32, SecurityIdentity> {
-        let pods = self.by_labels.iter().map(|(labels, id)| (*id, labels.clone(), None));
+        let pods = self.by_labels.iter().map(|(labels, id)| (*id, Labels::clone(labels), None));
         let cidrs = self.by_cidr.iter().map(|(net, id)| (*id, Labels::new(), Some(*net)));
         let local = pods.chain(cidrs).map(|(id, labels, cidr)| SecurityIdentity { id, labels, cidr });
         reserved().into_iter().chain(local).map(|identity| (identity.id, identity)).collect()
@@ -180,8 +184,8 @@ impl Allocator {
 mod tests {
     use super::*;
 
-    fn labels(app: &str) -> Labels {
-        Labels::from([("k8s:app".to_owned(), app.to_owned())])
+    fn labels(app: &str) -> Arc<Labels> {
+        Arc::new(Labels::from([("k8s:app".to_owned(), app.to_owned())]))
     }
 
     #[test]
@@ -213,7 +217,7 @@ mod tests {
     #[test]
     fn restored_numbers_outside_the_range_are_not_taken_up() {
         let mut allocator = Allocator::default();
-        allocator.restore([SecurityIdentity { id: HOST, labels: labels("evil"), cidr: None }]);
+        allocator.restore([SecurityIdentity { id: HOST, labels: Labels::clone(&labels("evil")), cidr: None }]);
         assert_eq!(allocator.identities().len(), 3);
         assert_eq!(allocator.of_labels(&labels("evil")), None);
     }

@@ -13,6 +13,7 @@ mod weft;
 mod tests;
 
 pub use endpoints::SliceFact;
+pub use node::{WIREGUARD_KEY, WIREGUARD_PORT};
 pub use fields::ParseError;
 pub use pod::{ContainerPort, PodFact};
 pub use service::{ServiceFact, ServicePort, TargetPort};

@@ -310,8 +310,7 @@ impl Store {
 
     fn rebuild(&mut self) {
         let pending = std::mem::take(&mut self.pending);
-        // Readers may still hold the last snapshot; then this copies it.
-        let snapshot = Arc::make_mut(&mut self.current);
+        let snapshot = Self::writable(&mut self.current, pending);
         snapshot.synced = !self.expected.is_empty() && self.expected.is_subset(&self.delivered);
         self.services.rebuild(&mut snapshot.services, self.workloads.pods(), self.remotes.values());
         if pending.nodes {
@@ -342,6 +341,30 @@ impl Store {
             let errors = self.object_errors();
             Arc::make_mut(&mut self.current).object_errors = errors;
         }
+    }
+
+    /// The snapshot to write to. Readers may still hold the last one; then it is copied, but for what is made anew.
+    fn writable(current: &mut Arc<Snapshot>, pending: Changes) -> &mut Snapshot {
+        if Arc::get_mut(current).is_none() && (pending.nodes || pending.workloads || pending.policies) {
+            let old = current.as_ref();
+            *current = Arc::new(Snapshot {
+                cluster: old.cluster.clone(),
+                trust_domain: old.trust_domain.clone(),
+                node_name: old.node_name.clone(),
+                services: old.services.clone(),
+                nodes: old.nodes.clone(),
+                workloads: Vec::new(),
+                identities: BTreeMap::new(),
+                policies: BTreeMap::new(),
+                auth_destinations: Vec::new(),
+                policy_status: Vec::new(),
+                plugins: Vec::new(),
+                mesh_peers: Vec::new(),
+                object_errors: old.object_errors.clone(),
+                ..**current
+            });
+        }
+        Arc::make_mut(current)
     }
 
     fn object_errors(&self) -> Vec<ObjectError> {

@@ -147,7 +147,7 @@ impl Workloads {
         let addresses: BTreeSet<IpAddr> =
             claimed.keys().copied().chain(nodes.iter().flat_map(|node| node.addresses.iter().copied())).collect();
         let cidrs = resolve::prefixes(policies, &addresses);
-        if !self.allocator.assign(found.iter().map(|(_, labels)| labels.as_ref()), &cidrs) {
+        if !self.allocator.assign(found.iter().map(|(_, labels)| *labels), &cidrs) {
             conflicts.push(ObjectError {
                 origin: "agent".to_owned(),
                 object: "security identities".to_owned(),
