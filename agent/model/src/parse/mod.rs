@@ -13,8 +13,8 @@ mod weft;
 mod tests;
 
 pub use endpoints::SliceFact;
-pub use node::{WIREGUARD_KEY, WIREGUARD_PORT};
 pub use fields::ParseError;
+pub use node::{WIREGUARD_KEY, WIREGUARD_PORT};
 pub use pod::{ContainerPort, PodFact};
 pub use service::{ServiceFact, ServicePort, TargetPort};
 
@@ -90,10 +90,6 @@ impl Kind {
     /// `None`: a kind that Weft does not know.
     pub fn of(api_version: &str, kind: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|k| k.name() == kind && k.api_version() == api_version)
-    }
-
-    fn is_policy(self) -> bool {
-        matches!(self, Self::NetworkPolicy | Self::CiliumNetworkPolicy | Self::CiliumClusterwideNetworkPolicy)
     }
 }
 
@@ -237,9 +233,10 @@ fn fact(
 /// our own group.
 fn near_miss(api_version: &str, kind: &str) -> Option<String> {
     let group = |version: &str| version.rsplit_once('/').map_or(String::new(), |(group, _)| group.to_owned());
-    let meant = Kind::ALL.into_iter().find(|k| {
-        k.name() == kind && (k.is_policy() && k.namespaced() || group(k.api_version()) == group(api_version))
-    });
+    let cilium = |kind: Kind| matches!(kind, Kind::CiliumNetworkPolicy | Kind::CiliumClusterwideNetworkPolicy);
+    // Other groups have kinds of the same name (Knative's Service, Calico's NetworkPolicy): these are left alone.
+    let ours = |k: Kind| cilium(k) || group(api_version).is_empty() || group(api_version) == group(k.api_version());
+    let meant = Kind::ALL.into_iter().find(|k| k.name() == kind && ours(*k));
     if let Some(meant) = meant {
         let want = meant.api_version();
         return Some(format!("apiVersion: {api_version:?} of a {kind} is not known; write {want:?}"));

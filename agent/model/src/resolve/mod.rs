@@ -213,11 +213,23 @@ impl<'a> OnceRules<'a> {
         endpoint.egress.extend(egress.iter().zip(&spec.egress).filter_map(|(rule, spec)| with_ports(rule, spec, pod)));
     }
 
+    fn peers(&self, rule: &RuleSpec) -> Peers {
+        match self.identities.peers(&rule.peers) {
+            // The own node is let in to probe, and a kubelet has no identity to prove.
+            Peers::Any if rule.auth_required => Peers::Identities(self.identities.all_but_host()),
+            Peers::Identities(mut ids) if rule.auth_required => {
+                ids.retain(|id| *id != HOST);
+                Peers::Identities(ids)
+            }
+            peers => peers,
+        }
+    }
+
     fn rule(&self, rule: &RuleSpec) -> Rule {
         Rule {
             policy: self.policy.name.to_string(),
             deny: rule.deny,
-            peers: self.identities.peers(&rule.peers),
+            peers: self.peers(rule),
             ports: Vec::new(),
             http: rule.http.clone(),
             auth_required: rule.auth_required,

@@ -240,6 +240,9 @@ fn required_authentication_marks_rule_and_destination() {
     let disabled = judge("ingress: [{fromEndpoints: [{}], authentication: {mode: disabled}}]");
     assert_eq!(disabled.from(FRONT, "users", 80), "allow");
     assert!(disabled.0.auth_destinations.is_empty());
+    let everybody = judge("ingress: [{authentication: {mode: required}, toPorts: [{ports: [{port: '80'}]}]}]");
+    assert_eq!(everybody.from("8.8.8.8", "users", 80), "allow+auth");
+    assert_eq!(everybody.verdict("users", true, HOST, Protocol::Tcp, 80), "allow", "a probe has nothing to prove");
 }
 
 #[test]
