@@ -4,6 +4,7 @@
 //! servers, whose revisions have nothing to do with each other. What it hears goes to a judge, which builds whole
 //! pictures and decides when the cluster is dead.
 mod connection;
+mod connector;
 mod judge;
 mod session;
 

@@ -22,6 +22,7 @@ use tokio::{
 };
 use tokio_stream::wrappers::ReceiverStream;
 use weft_clustermesh_core::{Change, Key, heartbeat, liveness::HEARTBEAT_EVERY};
+use weft_identity::TrustDomain;
 use weft_model::types::ClusterName;
 
 /// A peer that answers no ping for both together is dropped, and its watches with it.
@@ -67,6 +68,7 @@ pub enum ServerError {
 pub struct MeshServer {
     address: SocketAddr,
     publisher: Arc<Publisher>,
+    connected: level::Sender<accept::Connected>,
     _tasks: [OwnedTask; 2],
 }
 
@@ -80,7 +82,8 @@ impl MeshServer {
         let view = publisher.view(Member::of(&config, address));
 
         let (streams, incoming) = mpsc::channel(16);
-        let accept = OwnedTask::spawn(accept::accept(listener, tls, config.connections, streams));
+        let (connected, known) = level::channel(None);
+        let accept = OwnedTask::spawn(accept::accept(listener, tls, config.connections, known, streams));
         let server = tonic::transport::Server::builder()
             .http2_keepalive_interval(Some(PING_EVERY))
             .http2_keepalive_timeout(Some(PING_TIMEOUT));
@@ -93,7 +96,7 @@ impl MeshServer {
             }
         });
         let beat = OwnedTask::spawn(beat(config.cluster, Arc::downgrade(&publisher)));
-        Ok(Self { address, publisher, _tasks: [accept, beat] })
+        Ok(Self { address, publisher, connected, _tasks: [accept, beat] })
     }
 
     pub fn address(&self) -> SocketAddr {
@@ -107,6 +110,12 @@ impl MeshServer {
         if !state.is_empty() {
             self.publisher.replace(state);
         }
+    }
+
+    /// Ends the connections of clusters of other trust domains than these. Whom new connections are taken from is the trust
+    /// bundles' to say; call it after they have changed.
+    pub fn keep_only(&self, trust_domains: impl IntoIterator<Item = TrustDomain>) {
+        self.connected.send_replace(Some(trust_domains.into_iter().collect()));
     }
 
     /// Forgets the history: watches that are behind are told to list again. For tests and memory emergencies.

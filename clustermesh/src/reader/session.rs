@@ -1,4 +1,5 @@
 //! One connection to one mesh server: list everything at one revision, then watch from there.
+use super::connector::{Connector, Refusal};
 use crate::pb::{
     etcdserverpb::{
         RangeRequest, ResponseHeader, WatchCreateRequest, WatchRequest, WatchResponse,
@@ -10,25 +11,13 @@ use crate::pb::{
     mvccpb::{Event, event::EventType},
 };
 use bytes::Bytes;
-use hyper_util::rt::TokioIo;
-use std::{
-    future::Future,
-    io,
-    pin::Pin,
-    sync::Arc,
-    task::{Context, Poll},
-    time::Duration,
-};
-use tokio::{
-    io::{AsyncRead, AsyncWrite},
-    net::TcpStream,
-};
-use tokio_rustls::TlsConnector;
+use std::{sync::Arc, time::Duration};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::{
     Code, Status, Streaming,
-    codegen::Service,
     metadata::MetadataValue,
-    transport::{Channel, Endpoint, Uri},
+    transport::{Channel, Endpoint},
 };
 use weft_clustermesh_core::Change;
 
@@ -82,6 +71,8 @@ pub(super) enum SessionError {
     ConnectTimeout,
     #[error("{}", status_text(.0))]
     Status(Box<Status>),
+    #[error("the server refuses our certificate ({0}): has its cluster connected ours?")]
+    Refused(String),
     #[error("an answer without a header: is this an etcd?")]
     NoHeader,
     #[error("another server answers at this address than before")]
@@ -111,6 +102,7 @@ fn status_text(status: &Status) -> String {
 
 pub(super) struct Session {
     channel: Channel,
+    refusal: Refusal,
     /// Of the first answer; revisions mean something with this server only.
     server: Option<u64>,
     revision: i64,
@@ -126,7 +118,8 @@ impl Session {
         let wrong = || SessionError::Endpoint(endpoint.to_owned());
         // The scheme is for tonic alone, which would insist on its own TLS for https.
         let uri = Endpoint::from_shared(format!("http://{endpoint}")).map_err(|_| wrong())?;
-        let connector = Connector { address: endpoint.to_owned(), tls };
+        let refusal = Arc::default();
+        let connector = Connector { address: endpoint.to_owned(), tls, refusal: Arc::clone(&refusal) };
         let endpoint = uri
             .http2_keep_alive_interval(PING_EVERY)
             .keep_alive_timeout(PING_TIMEOUT)
@@ -137,7 +130,7 @@ impl Session {
             .await
             .map_err(|_| SessionError::ConnectTimeout)?
             .map_err(SessionError::Connect)?;
-        Ok(Self { channel, server: None, revision: 0, spans })
+        Ok(Self { channel, refusal, server: None, revision: 0, spans })
     }
 
     /// Every key of the spans at one revision.
@@ -146,10 +139,9 @@ impl Session {
         for span in std::mem::take(&mut self.spans) {
             match self.list_span(&span, &mut kvs).await {
                 Err(SessionError::Status(status)) if span.optional && status.code() == Code::PermissionDenied => {}
-                listed => {
-                    listed?;
-                    self.spans.push(span);
-                }
+                Ok(()) => self.spans.push(span),
+                // With TLS 1.3 a client hears only after its own handshake that it is not welcome.
+                Err(error) => return Err(self.refusal.get().cloned().map_or(error, SessionError::Refused)),
             }
         }
         Ok(kvs)
@@ -197,9 +189,12 @@ impl Session {
                 ..WatchCreateRequest::default()
             })),
         };
-        let requests: Vec<_> = self.spans.iter().map(create).collect();
-        // The server ends a watch whose request stream ends.
-        let requests = futures::StreamExt::chain(futures::stream::iter(requests), futures::stream::pending());
+        let (open, requests) = mpsc::channel(self.spans.len().max(1));
+        for span in &self.spans {
+            // There is room for all of them.
+            let _ = open.try_send(create(span));
+        }
+        let requests = ReceiverStream::new(requests);
         let mut request = tonic::Request::new(requests);
         request.metadata_mut().insert("hasleader", MetadataValue::from_static("true"));
         let mut client = WatchClient::new(self.channel.clone()).max_decoding_message_size(ANSWER_BYTES);
@@ -207,7 +202,7 @@ impl Session {
             .await
             .map_err(|_| SessionError::Silent(REQUEST_TIMEOUT))??
             .into_inner();
-        Ok(Watched { answers })
+        Ok(Watched { answers, _open: open })
     }
 
     /// The next changes, at most `patience` from now.
@@ -237,42 +232,12 @@ impl Session {
 
 pub(super) struct Watched {
     answers: Streaming<WatchResponse>,
+    /// The server ends a watch whose requests end; and a connection lasts as long as they do not.
+    _open: mpsc::Sender<WatchRequest>,
 }
 
 fn change(event: Event) -> Option<Change> {
     let deleted = event.r#type() == EventType::Delete;
     let kv = event.kv?;
     Some(if deleted { Change::Delete { key: kv.key } } else { Change::Put { key: kv.key, value: kv.value } })
-}
-
-/// TCP, and TLS over it where it is configured. The peer is judged by its SPIFFE ID, so the name is only what TLS must have.
-struct Connector {
-    address: String,
-    tls: Option<Arc<rustls::ClientConfig>>,
-}
-
-trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
-impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
-
-impl Service<Uri> for Connector {
-    type Response = TokioIo<Box<dyn Stream>>;
-    type Error = io::Error;
-    type Future = Pin<Box<dyn Future<Output = io::Result<Self::Response>> + Send>>;
-
-    fn poll_ready(&mut self, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, uri: Uri) -> Self::Future {
-        let (address, tls) = (self.address.clone(), self.tls.clone());
-        Box::pin(async move {
-            let tcp = TcpStream::connect(&address).await?;
-            tcp.set_nodelay(true)?;
-            let Some(tls) = tls else { return Ok(TokioIo::new(Box::new(tcp) as Box<dyn Stream>)) };
-            let host = uri.host().unwrap_or_default().trim_matches(['[', ']']).to_owned();
-            let name = rustls::pki_types::ServerName::try_from(host).map_err(io::Error::other)?;
-            let stream = TlsConnector::from(tls).connect(name, tcp).await?;
-            Ok(TokioIo::new(Box::new(stream) as Box<dyn Stream>))
-        })
-    }
 }

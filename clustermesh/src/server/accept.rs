@@ -1,5 +1,6 @@
 //! Connections: accepted up to a limit, secured, and only then seen by the services.
 use std::{
+    collections::BTreeSet,
     io,
     pin::Pin,
     sync::Arc,
@@ -9,11 +10,15 @@ use std::{
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpListener, TcpStream},
-    sync::{OwnedSemaphorePermit, Semaphore, mpsc},
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch as level},
     task::JoinSet,
 };
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
-use tonic::transport::server::Connected;
+use tonic::transport::server;
+use weft_certs::TrustDomain;
+
+/// The trust domains whose connections may go on. `None`: no word yet.
+pub(super) type Connected = Option<BTreeSet<TrustDomain>>;
 
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// After an error that is not of one connection, such as too many open files.
@@ -24,6 +29,7 @@ pub(super) async fn accept(
     listener: TcpListener,
     tls: Arc<rustls::ServerConfig>,
     connections: usize,
+    connected: level::Receiver<Connected>,
     streams: mpsc::Sender<io::Result<MeshStream>>,
 ) {
     let acceptor = TlsAcceptor::from(tls);
@@ -40,10 +46,13 @@ pub(super) async fn accept(
                 continue;
             }
         };
-        let (acceptor, streams) = (acceptor.clone(), streams.clone());
+        let (acceptor, streams, connected) = (acceptor.clone(), streams.clone(), connected.clone());
         handshakes.spawn(async move {
             match tokio::time::timeout(HANDSHAKE_TIMEOUT, secure(acceptor, stream)).await {
-                Ok(Ok(stream)) => drop(streams.send(Ok(MeshStream { stream, _permit: permit })).await),
+                Ok(Ok(stream)) => {
+                    let parted = Box::pin(parted(trust_domain(&stream), connected));
+                    drop(streams.send(Ok(MeshStream { stream, parted, _permit: permit })).await);
+                }
                 Ok(Err(error)) => {
                     tracing::info!(%peer, error = weft_certs::explain(&error), "refused a connection to the mesh server");
                 }
@@ -59,19 +68,37 @@ async fn secure(acceptor: TlsAcceptor, stream: TcpStream) -> io::Result<TlsStrea
     acceptor.accept(stream).await
 }
 
+/// Of the peer, whom the handshake has verified.
+fn trust_domain(stream: &TlsStream<TcpStream>) -> Option<TrustDomain> {
+    let certificates = stream.get_ref().1.peer_certificates()?;
+    Some(weft_certs::peer_spiffe_id(certificates).ok()?.trust_domain().clone())
+}
+
+/// Ends when the peer's cluster is no longer connected.
+async fn parted(domain: Option<TrustDomain>, mut connected: level::Receiver<Connected>) {
+    let is_parted = |known: &Connected| known.as_ref().is_some_and(|k| domain.as_ref().is_none_or(|d| !k.contains(d)));
+    if connected.wait_for(is_parted).await.is_err() {
+        std::future::pending().await // the server itself is ending
+    }
+}
+
 /// A secured connection that counts against the limit as long as it lives.
 pub(super) struct MeshStream {
     stream: TlsStream<TcpStream>,
+    parted: Pin<Box<dyn Future<Output = ()> + Send>>,
     _permit: OwnedSemaphorePermit,
 }
 
-impl Connected for MeshStream {
+impl server::Connected for MeshStream {
     type ConnectInfo = ();
     fn connect_info(&self) {}
 }
 
 impl AsyncRead for MeshStream {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if self.parted.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(Err(io::Error::new(io::ErrorKind::ConnectionAborted, "its cluster was disconnected")));
+        }
         Pin::new(&mut self.stream).poll_read(cx, buf)
     }
 }
