@@ -19,7 +19,7 @@ use std::{
 use tokio::task::JoinHandle;
 use weft_bpf_abi::mark;
 
-/// `ip route show proto 77`
+/// `ip route show proto 77`; the CNI plugin uses it too.
 const PROTOCOL: RouteProtocol = RouteProtocol::Other(77);
 
 /// What one pass over the routes did.
@@ -77,7 +77,7 @@ impl Router {
         let mut report = RouteReport::default();
         let mut actual = BTreeSet::new();
         for message in self.routes().await? {
-            // Routes with our number but no gateway are the tunnel's and the captured packets'.
+            // Routes with our number but no gateway are those of local pods, the tunnel and captured packets.
             let Some(route) = parse(&message) else { continue };
             if desired.contains(&route) {
                 actual.insert(route);
@@ -113,7 +113,7 @@ impl Router {
         Ok(all.filter(|addr| !addr.is_loopback()).collect())
     }
 
-    /// Removes every route and rule of ours. Returns how many of each there were.
+    /// Removes the routes and rules that this makes. Returns how many of each there were.
     pub async fn remove_all(&self) -> Result<(usize, usize), DatapathError> {
         let (mut routes, mut rules) = (0, 0);
         for version in families() {
@@ -123,8 +123,11 @@ impl Router {
             }
         }
         for route in self.routes().await? {
-            self.handle.route().del(route).execute().await.map_err(|cause| failed("a route", cause))?;
-            routes += 1;
+            // Routes to local pods are the CNI plugin's, and go with the pods.
+            if parse(&route).is_some() || table(&route) == mark::CAPTURED_TABLE {
+                self.handle.route().del(route).execute().await.map_err(|cause| failed("a route", cause))?;
+                routes += 1;
+            }
         }
         Ok((routes, rules))
     }
@@ -226,6 +229,14 @@ fn parse(message: &RouteMessage) -> Option<Route> {
     });
     let destination = IpNet::new(ip(destination?)?, message.header.destination_prefix_length).ok()?;
     Some(Route { destination, via: ip(via?)? })
+}
+
+fn table(message: &RouteMessage) -> u32 {
+    let wide = message.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Table(table) => Some(*table),
+        _ => None,
+    });
+    wide.unwrap_or(u32::from(message.header.table))
 }
 
 fn text(route: &Route) -> String {

@@ -223,7 +223,7 @@ fn before_tcx_filters_are_replaced_in_place_and_cleaned_up() {
 #[test]
 fn routes_and_rules_are_set_once_and_those_of_others_are_left_alone() {
     let node = Node::new();
-    node.sh("ip route add 10.50.0.0/16 via 192.168.7.9; ip route add 10.51.0.0/16 via 192.168.7.9 proto 77");
+    node.sh("ip route add 10.50.0.0/16 via 192.168.7.9; ip route add 10.51.0.0/16 via 192.168.7.9 proto 77; ip route add 10.1.0.5 dev pod0 proto 77");
     let route = |net: &str, via: &str| Route { destination: net.parse().unwrap(), via: via.parse().unwrap() };
     let desired = BTreeSet::from([route("10.1.1.0/24", "192.168.7.2"), route("10.1.2.0/24", "172.31.0.1")]);
     let (first, second, addresses) = node.block_on(async {
@@ -247,7 +247,10 @@ fn routes_and_rules_are_set_once_and_those_of_others_are_left_alone() {
     let removed = node.block_on(cleanup::cleanup(&node.bpf_dir)).unwrap();
     assert_eq!((removed.routes, removed.rules), (3, 2));
     let left = shown("ip route show");
-    assert!(left.contains("10.50.0.0/16") && !left.contains("10.1.1.0/24"), "{left}");
+    assert!(
+        left.contains("10.50.0.0/16") && left.contains("10.1.0.5 dev pod0") && !left.contains("10.1.1.0/24"),
+        "{left}"
+    );
 }
 
 #[test]
