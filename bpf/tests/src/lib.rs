@@ -2,5 +2,7 @@
 //!
 //! They need root and the object (`WEFT_BPF_OBJECT`, or where `cargo xtask build` leaves it). What they make has the
 //! prefix `weft-` and the process id in its name, and is gone when they end.
+pub mod bench;
 pub mod node;
 pub mod object;
+pub mod packets;

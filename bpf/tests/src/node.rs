@@ -138,12 +138,12 @@ pub fn in_other_namespace<T>(work: impl FnOnce() -> T) -> T {
     work()
 }
 
-struct Namespace {
+pub(crate) struct Namespace {
     before: File,
 }
 
 impl Namespace {
-    fn enter() -> Self {
+    pub(crate) fn enter() -> Self {
         let before = File::open("/proc/thread-self/ns/net").unwrap();
         unshare(CloneFlags::CLONE_NEWNET).expect("a network namespace can be made: are the tests run as root?");
         Self { before }
@@ -205,7 +205,7 @@ fn netns_cookie() -> u64 {
     cookie
 }
 
-fn run(command: &str) {
+pub(crate) fn run(command: &str) {
     let mut words = command.split(' ');
     let status = Command::new(words.next().unwrap()).args(words).status().unwrap();
     assert!(status.success(), "{command}: {status}");
