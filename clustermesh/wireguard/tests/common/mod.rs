@@ -14,7 +14,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use sha2::{Digest, Sha256};
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Socket, Type};
 use weft_netlink::namespace;
 use weft_wireguard::{Device, DeviceConfig, PeerConfig, PrivateKey};
 
@@ -222,10 +222,8 @@ impl Capture {
     const KEPT: usize = 128;
 
     pub fn start(node: &Node) -> Self {
-        let socket = node.namespace.within(|| {
-            let all = i32::from((libc::ETH_P_ALL as u16).to_be());
-            Socket::new(Domain::PACKET, Type::RAW, Some(Protocol::from(all))).expect("CAP_NET_RAW")
-        });
+        // Protocol 0 receives nothing. With ETH_P_ALL here it would receive from all interfaces until it is bound.
+        let socket = node.namespace.within(|| Socket::new(Domain::PACKET, Type::RAW, None).expect("CAP_NET_RAW"));
         let index = node.namespace.ip(&["-o", "link", "show", "wan"]);
         let index: i32 = index.split(':').next().and_then(|index| index.parse().ok()).expect("an index");
         // SAFETY: an all-zero sockaddr_ll is valid, and it fits into the storage.
