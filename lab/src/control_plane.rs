@@ -74,7 +74,7 @@ impl ControlPlane {
             format!("--cert-dir={}", file("certs")),
             format!("--token-auth-file={}", file("tokens.csv")),
             format!("--service-cluster-ip-range={}", cluster.service_cidr),
-            format!("--service-account-key-file={}", file("server.key")),
+            format!("--service-account-key-file={}", file("server.pub")),
             format!("--service-account-signing-key-file={}", file("server.key")),
             "--service-account-issuer=https://kubernetes.default.svc".to_owned(),
             "--authorization-mode=RBAC".to_owned(),
@@ -153,6 +153,7 @@ fn write_certificates(folder: &Path, cluster: &ClusterSpec, address: Ipv4Addr) -
     fs::write(folder.join("ca.crt"), authority.pem())?;
     fs::write(folder.join("server.crt"), server.pem())?;
     fs::write(folder.join("server.key"), key.serialize_pem())?;
+    fs::write(folder.join("server.pub"), key.public_key_pem())?;
     Ok(())
 }
 

@@ -33,8 +33,15 @@ pub enum KubernetesError {
     },
     #[error("the API server does not answer as it should")]
     Api(#[from] kube::Error),
-    #[error("{kind} {name} was not taken by the API server: {message}")]
-    Refused { kind: String, name: String, message: String },
+    #[error("the API server does not know kind {kind} in {version}")]
+    UnknownKind { kind: String, version: String },
+    #[error("{kind} {name} was not taken by the API server")]
+    Refused {
+        kind: String,
+        name: String,
+        #[source]
+        cause: Box<Self>,
+    },
 }
 
 #[derive(Clone)]
@@ -70,12 +77,11 @@ impl ApiServer {
 
     async fn register_node(&self, node: &NodeSpec) -> Result<(), KubernetesError> {
         let nodes: Api<Node> = Api::all(self.client.clone());
-        let manifest = node_manifest(node);
-        let apply = PatchParams::apply(MANAGER).force();
-        nodes.patch(&node.name, &apply, &Patch::Apply(&manifest)).await?;
-        nodes
-            .patch_status(&node.name, &PatchParams::default(), &Patch::Merge(json!({"status": manifest["status"]})))
-            .await?;
+        let mut manifest = node_manifest(node);
+        let status = json!({"status": manifest["status"].take()});
+        nodes.patch(&node.name, &PatchParams::apply(MANAGER).force(), &Patch::Apply(&manifest)).await?;
+        // Not applied but merged: server-side apply refuses two addresses of one type.
+        nodes.patch_status(&node.name, &PatchParams::default(), &Patch::Merge(status)).await?;
         Ok(())
     }
 
@@ -85,17 +91,15 @@ impl ApiServer {
             let mut last = None;
             for _ in 0..OFFERS {
                 last = self.apply_one(&object).await.err();
-                if last.is_none() {
+                if last.as_ref().is_none_or(is_final) {
                     break;
                 }
                 sleep(RETRY).await;
             }
             if let Some(error) = last {
-                return Err(KubernetesError::Refused {
-                    kind: object["kind"].as_str().unwrap_or_default().to_owned(),
-                    name: object["metadata"]["name"].as_str().unwrap_or_default().to_owned(),
-                    message: error.to_string(),
-                });
+                let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+                let (kind, name) = (text(&object["kind"]), text(&object["metadata"]["name"]));
+                return Err(KubernetesError::Refused { kind, name, cause: Box::new(error) });
             }
         }
         Ok(())
@@ -105,12 +109,12 @@ impl ApiServer {
         let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
         let (version, kind) = (text(&object["apiVersion"]), text(&object["kind"]));
         let name = text(&object["metadata"]["name"]);
-        let refused = |message: String| KubernetesError::Refused { kind: kind.clone(), name: name.clone(), message };
         let group = version.rsplit_once('/').map_or("", |(group, _)| group).to_owned();
         let discovery = Discovery::new(self.client.clone()).filter(&[group.as_str()]).run().await?;
         let kinds = discovery.groups().flat_map(|group| group.recommended_resources());
         let mut kinds = kinds.filter(|(resource, _)| resource.kind == kind && resource.api_version == version);
-        let (resource, capabilities) = kinds.next().ok_or_else(|| refused(format!("no kind {kind} in {version}")))?;
+        let (resource, capabilities) =
+            kinds.next().ok_or(KubernetesError::UnknownKind { kind, version: version.clone() })?;
         let api: Api<DynamicObject> = match capabilities.scope {
             Scope::Cluster => Api::all_with(self.client.clone(), &resource),
             Scope::Namespaced => {
@@ -119,7 +123,7 @@ impl ApiServer {
             }
         };
         let apply = PatchParams::apply(MANAGER).force();
-        api.patch(&name, &apply, &Patch::Apply(object)).await.map_err(|error| refused(error.to_string()))?;
+        api.patch(&name, &apply, &Patch::Apply(object)).await?;
         Ok(())
     }
 
@@ -205,6 +209,11 @@ impl ApiServer {
 
 fn key_of(pod: &Pod) -> Option<PodKey> {
     Some(PodKey { namespace: pod.metadata.namespace.clone()?, name: pod.metadata.name.clone()? })
+}
+
+/// The object itself is wrong: offering it again does not help.
+fn is_final(error: &KubernetesError) -> bool {
+    matches!(error, KubernetesError::Api(kube::Error::Api(status)) if status.code == 400 || status.code == 422)
 }
 
 fn is_gone(error: &kube::Error) -> bool {

@@ -271,7 +271,8 @@ fn chosen(runtime_dir: &Path, name: Option<String>) -> Result<Layout> {
 }
 
 fn supervise(runtime_dir: &Path, name: Option<String>, owner: Option<String>) -> Result<()> {
-    let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into());
+    let filter =
+        tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info,kube_client=off".into());
     tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false).with_writer(std::io::stderr).init();
     let layout = Layout::new(runtime_dir, &name.context("--name is missing")?)?;
     let record = layout.read_record()?.context("the lab has no record")?;
