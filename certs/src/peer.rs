@@ -114,7 +114,7 @@ impl PeerVerifier {
         if self.expected.admits(&id) {
             Ok(())
         } else {
-            Err(refused(TlsError::UnexpectedPeer { found: id, expected: self.expected.clone() }))
+            Err(refused(TlsError::UnexpectedPeer { found: Box::new(id), expected: Box::new(self.expected.clone()) }))
         }
     }
 }

@@ -23,7 +23,7 @@ pub enum TlsError {
     #[error("trust domain {0} is not known here: connect its cluster first")]
     UnknownTrustDomain(TrustDomain),
     #[error("the peer is {found}, expected {expected}")]
-    UnexpectedPeer { found: SpiffeId, expected: ExpectedId },
+    UnexpectedPeer { found: Box<SpiffeId>, expected: Box<ExpectedId> },
     #[error("the trust bundle of {domain} is not usable: {reason}")]
     Bundle { domain: TrustDomain, reason: String },
     #[error("our own certificate or key is not PEM: {0}")]
