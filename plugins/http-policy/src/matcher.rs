@@ -4,9 +4,10 @@
 use regex_automata::{
     Anchored, Input, MatchKind,
     dfa::{Automaton, StartKind, dense},
-    meta,
+    nfa::thompson::{self, pikevm},
     util::{start, syntax},
 };
+use std::cell::RefCell;
 
 /// What each expression is compiled to. A dense automaton takes a few nanoseconds a byte whatever their number; where
 /// it would be too large, each expression is tried by itself.
@@ -16,7 +17,13 @@ pub struct Patterns {
 
 enum Engine {
     Dense(Box<dense::DFA<Vec<u32>>>),
-    Each(Vec<meta::Regex>),
+    Each(Vec<Single>),
+}
+
+/// One expression, with memory for its search.
+struct Single {
+    machine: pikevm::PikeVM,
+    cache: RefCell<pikevm::Cache>,
 }
 
 /// Memory of one automaton, and for building it.
@@ -70,8 +77,8 @@ impl Patterns {
                 }
             }
             Engine::Each(each) => {
-                for (index, regex) in each.iter().enumerate() {
-                    if regex.is_match(Input::new(text).anchored(Anchored::Yes)) {
+                for (index, Single { machine, cache }) in each.iter().enumerate() {
+                    if machine.is_match(&mut cache.borrow_mut(), Input::new(text).anchored(Anchored::Yes)) {
                         found(index);
                     }
                 }
@@ -95,13 +102,15 @@ fn ascii() -> syntax::Config {
 }
 
 /// Names of Unicode classes need Unicode mode; then `\w` and the like mean Unicode too, for that expression only.
-fn compile(pattern: &str) -> Result<meta::Regex, BadPattern> {
-    let config = meta::Config::new().utf8_empty(false).nfa_size_limit(Some(BUILD_BYTES)).onepass(false);
-    let build = |syntax| meta::Builder::new().configure(config.clone()).syntax(syntax).build(pattern);
-    build(ascii()).or_else(|_| build(syntax::Config::new().utf8(false))).map_err(|error| {
-        let reason = error.syntax_error().map_or_else(|| error.to_string(), |error| error.to_string());
-        BadPattern(reason)
-    })
+fn compile(pattern: &str) -> Result<Single, BadPattern> {
+    let config = thompson::Config::new().utf8(false).nfa_size_limit(Some(BUILD_BYTES));
+    let build = |syntax| pikevm::Builder::new().thompson(config.clone()).syntax(syntax).build(pattern);
+    let machine = build(ascii()).or_else(|_| build(syntax::Config::new().utf8(false))).map_err(|error| {
+        let source = std::error::Error::source(&error).map(ToString::to_string);
+        BadPattern(source.unwrap_or_else(|| error.to_string()))
+    })?;
+    let cache = RefCell::new(machine.create_cache());
+    Ok(Single { machine, cache })
 }
 
 #[cfg(test)]
