@@ -231,7 +231,10 @@ pub async fn admit(view: &View, properties: TunnelProperties) -> Result<(), Stri
     };
     match outcome {
         TcpOutcome::Continue => Ok(()),
-        TcpOutcome::Close => Err(format!("{SPIFFE_AUTHZ} refuses {peer}")),
+        TcpOutcome::Close => Err(match stream.property(&["weft", "deny_reason"]) {
+            Some(reason) => format!("{SPIFFE_AUTHZ}: {}", String::from_utf8_lossy(&reason)),
+            None => format!("{SPIFFE_AUTHZ} refuses {peer}"),
+        }),
         TcpOutcome::Pause => Err(format!("{SPIFFE_AUTHZ} {PAUSED_TOO_LONG}")),
         TcpOutcome::Fault(fault) => Err(format!("{SPIFFE_AUTHZ} failed: {fault}")),
     }

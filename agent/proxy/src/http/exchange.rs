@@ -26,6 +26,9 @@ use std::{rc::Rc, time::Instant};
 use weft_plugin_host::{Direction, Headers};
 use weft_proxy_api::flow::{HttpFlow, Verdict};
 
+/// What `http-policy` says where simply no rule allows a request.
+const NO_RULE: &str = "http-policy: denied";
+
 /// Of one client's connection.
 pub struct Context {
     pub conn: Rc<Conn>,
@@ -84,7 +87,7 @@ impl Context {
                 let denied = response.status.is_client_error() || response.status.is_server_error();
                 let reason = match (denied, plugin.as_str()) {
                     (false, _) => "",
-                    (true, HTTP_POLICY) => reason::POLICY,
+                    (true, HTTP_POLICY) if response.details == NO_RULE => reason::POLICY,
                     (true, _) if response.details.is_empty() => "refused by a plugin",
                     (true, _) => response.details.as_str(),
                 };
