@@ -32,13 +32,7 @@ pub struct Pool {
 
 impl Default for EngineConfig {
     fn default() -> Self {
-        Self {
-            tick: Duration::from_millis(2),
-            pool: None,
-            cache: None,
-            module_bytes: 64 << 20,
-            stack_bytes: 512 << 10,
-        }
+        Self { tick: Duration::from_millis(2), pool: None, cache: None, module_bytes: 64 << 20, stack_bytes: 512 << 10 }
     }
 }
 

@@ -168,11 +168,7 @@ impl Instance {
         self.live.borrow().as_ref().map(|live| read(live.store.data()))
     }
 
-    fn timed<R>(
-        &self,
-        live: &mut Live,
-        run: impl FnOnce(&mut Live) -> wasmtime::Result<R>,
-    ) -> wasmtime::Result<R> {
+    fn timed<R>(&self, live: &mut Live, run: impl FnOnce(&mut Live) -> wasmtime::Result<R>) -> wasmtime::Result<R> {
         live.store.data_mut().cpu.start(self.limits.callback_deadline);
         live.store.set_epoch_deadline(1);
         let calls = self.calls.get().wrapping_add(1);

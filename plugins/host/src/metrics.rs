@@ -141,7 +141,8 @@ fn write_one(name: &str, plugin: &str, value: &Value, out: &mut String) {
             let mut count = 0;
             for (index, bucket) in buckets.iter().enumerate() {
                 count += bucket.load(Relaxed);
-                let below = if index + 1 == BUCKETS { "+Inf".to_owned() } else { ((1u64 << (2 * index)) - 1).to_string() };
+                let below =
+                    if index + 1 == BUCKETS { "+Inf".to_owned() } else { ((1u64 << (2 * index)) - 1).to_string() };
                 let _ = writeln!(out, "{name}_bucket{{plugin=\"{plugin}\",le=\"{below}\"}} {count}");
             }
             let _ = writeln!(out, "{name}_sum{{plugin=\"{plugin}\"}} {}", sum.load(Relaxed));
@@ -184,7 +185,12 @@ mod tests {
         metrics.record(histogram, 5).unwrap();
         let mut out = String::new();
         write_text(&BTreeMap::from([("ns/p".to_owned(), metrics)]), &mut out);
-        assert!(out.contains("# TYPE weft_plugin_custom_hits_by_path counter\nweft_plugin_custom_hits_by_path{plugin=\"ns/p\"} 3\n"), "{out}");
+        assert!(
+            out.contains(
+                "# TYPE weft_plugin_custom_hits_by_path counter\nweft_plugin_custom_hits_by_path{plugin=\"ns/p\"} 3\n"
+            ),
+            "{out}"
+        );
         assert!(out.contains("size_bucket{plugin=\"ns/p\",le=\"3\"} 0\n"), "{out}");
         assert!(out.contains("size_bucket{plugin=\"ns/p\",le=\"15\"} 1\n"), "{out}");
         assert!(out.contains("size_sum{plugin=\"ns/p\"} 5\n"), "{out}");

@@ -70,10 +70,8 @@ impl Module {
         let abi = announced_abi(name, &module)?;
         check_exports(name, &module)?;
         check_imports(engine, name, &module)?;
-        let instance_pre = engine
-            .linker()
-            .instantiate_pre(&module)
-            .map_err(|cause| LoadError::Invalid { plugin: plugin(), cause })?;
+        let instance_pre =
+            engine.linker().instantiate_pre(&module).map_err(|cause| LoadError::Invalid { plugin: plugin(), cause })?;
         Ok(Self { inner: Arc::new(Inner { sha256, abi, instance_pre }) })
     }
 

@@ -87,8 +87,7 @@ impl SharedData {
     /// `cas` 0: whatever is there.
     pub fn set(&self, key: &[u8], value: &[u8], cas: u32) -> Result<(), SetError> {
         let mut table = lock(&self.table);
-        let (old_bytes, old_cas) =
-            table.values.get(key).map_or((0, 0), |(value, cas)| (key.len() + value.len(), *cas));
+        let (old_bytes, old_cas) = table.values.get(key).map_or((0, 0), |(value, cas)| (key.len() + value.len(), *cas));
         if cas != 0 && cas != old_cas {
             return Err(SetError::CasMismatch);
         }

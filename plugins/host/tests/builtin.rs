@@ -61,14 +61,20 @@ fn spiffe_authz_takes_trusted_peers_and_refuses_others() {
     const FRONTEND: &str = "spiffe://east.example/ns/shop/sa/frontend";
     let connect = |properties| {
         let mut stream = plugin.tcp_stream(Box::new(Known(properties)));
-        (stream.new_connection(), stream.property(&["weft", "deny_reason"]).map(|reason| String::from_utf8(reason).unwrap()))
+        (
+            stream.new_connection(),
+            stream.property(&["weft", "deny_reason"]).map(|reason| String::from_utf8(reason).unwrap()),
+        )
     };
     assert_eq!(connect(vec![(PEER, FRONTEND), ("weft.expected_spiffe_id", FRONTEND)]), (TcpOutcome::Continue, None));
     assert_eq!(connect(vec![(PEER, FRONTEND)]), (TcpOutcome::Continue, None));
     for (properties, reason) in [
         (vec![], "no valid SPIFFE identity"),
         (vec![(PEER, "spiffe://evil.example/ns/shop/sa/frontend")], "trust domain evil.example is not trusted"),
-        (vec![(PEER, FRONTEND), ("weft.expected_spiffe_id", "spiffe://east.example/ns/shop/sa/x")], "not spiffe://east.example/ns/shop/sa/x"),
+        (
+            vec![(PEER, FRONTEND), ("weft.expected_spiffe_id", "spiffe://east.example/ns/shop/sa/x")],
+            "not spiffe://east.example/ns/shop/sa/x",
+        ),
     ] {
         let (outcome, why) = connect(properties);
         assert_eq!(outcome, TcpOutcome::Close);

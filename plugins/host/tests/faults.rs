@@ -67,8 +67,10 @@ fn a_stack_overflow_is_a_fault() {
 
 #[test]
 fn exit_ends_the_instance_not_the_proxy() {
-    let plugin =
-        on_request(r#"(import "wasi_snapshot_preview1" "proc_exit" (func $exit (param i32)))"#, "(call $exit (i32.const 3)) i32.const 0");
+    let plugin = on_request(
+        r#"(import "wasi_snapshot_preview1" "proc_exit" (func $exit (param i32)))"#,
+        "(call $exit (i32.const 3)) i32.const 0",
+    );
     assert_eq!(fault(&plugin), Fault::Exit { callback: CALLBACK, code: 3 });
     recovers(&plugin);
 }

@@ -142,12 +142,17 @@ fn the_first_answer_of_a_plugin_stands() {
            i32.const 0"#,
     );
     let mut headers = get("/kept");
-    let Outcome::Respond(response) = plugin.http_stream(Box::new(())).request_headers(&mut headers, true) else { panic!() };
+    let Outcome::Respond(response) = plugin.http_stream(Box::new(())).request_headers(&mut headers, true) else {
+        panic!()
+    };
     assert_eq!((response.status.as_u16(), response.details.as_str(), &response.body[..]), (429, "why", &b"no"[..]));
     assert_eq!(response.grpc_status, Some(8));
     assert_eq!(headers.get(b":path"), Some(&b"/kept"[..]));
     let stats = plugin.stats().snapshot();
-    assert_eq!(StatsSnapshot { callback_ns: 0, memory_bytes: 0, ..stats }, StatsSnapshot { requests: 1, denied: 1, instances: 1, ..Default::default() });
+    assert_eq!(
+        StatsSnapshot { callback_ns: 0, memory_bytes: 0, ..stats },
+        StatsSnapshot { requests: 1, denied: 1, instances: 1, ..Default::default() }
+    );
 }
 
 #[test]

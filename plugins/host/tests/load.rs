@@ -41,7 +41,9 @@ fn a_wrong_hash_is_shown_with_the_right_one() {
     let text = refusal(&bytes, Some("abc123"));
     let actual = Module::compile(&engine_of_tests(), "x", &bytes, None).unwrap().sha256().to_owned();
     assert!(text.contains("abc123") && text.contains(&actual), "{text}");
-    assert!(Module::compile(&engine_of_tests(), "x", &bytes, Some(&format!("sha256:{}", actual.to_uppercase()))).is_ok());
+    assert!(
+        Module::compile(&engine_of_tests(), "x", &bytes, Some(&format!("sha256:{}", actual.to_uppercase()))).is_ok()
+    );
 }
 
 #[test]
@@ -56,7 +58,9 @@ fn a_module_without_an_abi_marker_is_refused() {
 
 #[test]
 fn every_abi_version_in_use_is_known() {
-    for (marker, abi) in [("0_1_0", Abi::V0_1_0), ("0_2_0", Abi::V0_2_0), ("0_2_1", Abi::V0_2_1), ("0_2_100", Abi::V0_2_1)] {
+    for (marker, abi) in
+        [("0_1_0", Abi::V0_1_0), ("0_2_0", Abi::V0_2_0), ("0_2_1", Abi::V0_2_1), ("0_2_100", Abi::V0_2_1)]
+    {
         let text = format!(
             r#"(module (memory (export "memory") 1) (func (export "proxy_abi_version_{marker}"))
                 (func (export "proxy_on_memory_allocate") (param i32) (result i32) i32.const 8))"#
@@ -83,7 +87,8 @@ fn imports_that_the_host_lacks_are_named() {
 fn a_module_without_memory_or_allocator_is_refused() {
     let bytes = wat::parse_str(r#"(module (func (export "proxy_abi_version_0_2_1")))"#).unwrap();
     assert!(refusal(&bytes, None).contains("must export its memory"));
-    let bytes = wat::parse_str(r#"(module (memory (export "memory") 1) (func (export "proxy_abi_version_0_2_1")))"#).unwrap();
+    let bytes =
+        wat::parse_str(r#"(module (memory (export "memory") 1) (func (export "proxy_abi_version_0_2_1")))"#).unwrap();
     assert!(refusal(&bytes, None).contains("malloc"));
 }
 

@@ -21,7 +21,9 @@ impl Config {
     /// The error is the reason, for people.
     pub fn judge(&self, peer: Option<&[u8]>, expected: Option<&[u8]>) -> Result<SpiffeId, String> {
         let peer = match peer {
-            Some(peer) if !peer.is_empty() => parse(peer).map_err(|reason| format!("no valid SPIFFE identity: {reason}"))?,
+            Some(peer) if !peer.is_empty() => {
+                parse(peer).map_err(|reason| format!("no valid SPIFFE identity: {reason}"))?
+            }
             _ => return Err("no valid SPIFFE identity: the peer showed none".to_owned()),
         };
         if !self.trust_domains.contains(peer.trust_domain()) {
@@ -62,7 +64,9 @@ mod tests {
 
     #[test]
     fn a_peer_without_a_valid_identity_is_refused() {
-        for peer in [None, Some(&b""[..]), Some(b"frontend"), Some(b"\xff"), Some(b"https://east.example/ns/shop/sa/frontend")] {
+        for peer in
+            [None, Some(&b""[..]), Some(b"frontend"), Some(b"\xff"), Some(b"https://east.example/ns/shop/sa/frontend")]
+        {
             assert!(config().judge(peer, None).unwrap_err().starts_with("no valid SPIFFE identity"), "{peer:?}");
         }
     }
@@ -79,7 +83,10 @@ mod tests {
     fn the_expected_identity_must_be_the_peers() {
         assert!(config().judge(Some(FRONTEND), Some(FRONTEND)).is_ok());
         let reason = config().judge(Some(FRONTEND), Some(BACKEND)).unwrap_err();
-        assert_eq!(reason, "the peer is spiffe://east.example/ns/shop/sa/frontend, not spiffe://east.example/ns/shop/sa/backend");
+        assert_eq!(
+            reason,
+            "the peer is spiffe://east.example/ns/shop/sa/frontend, not spiffe://east.example/ns/shop/sa/backend"
+        );
         assert!(config().judge(Some(FRONTEND), Some(b"nonsense")).is_err());
     }
 

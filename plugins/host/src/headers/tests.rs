@@ -14,7 +14,8 @@ fn parts(version: Version) -> request::Parts {
 fn a_request_looks_the_same_whatever_its_version() {
     for version in [Version::HTTP_11, Version::HTTP_2] {
         let headers = Headers::take_request(&mut parts(version), Scheme::HTTP);
-        let pairs: Vec<_> = headers.iter().map(|(n, v)| (String::from_utf8_lossy(n), String::from_utf8_lossy(v))).collect();
+        let pairs: Vec<_> =
+            headers.iter().map(|(n, v)| (String::from_utf8_lossy(n), String::from_utf8_lossy(v))).collect();
         let pairs: Vec<_> = pairs.iter().map(|(n, v)| (&**n, &**v)).collect();
         let expected = [
             (":method", "POST"),
@@ -66,5 +67,8 @@ fn a_failed_replacement_of_all_changes_nothing() {
     assert_eq!(headers.set_all(&[(b":status", b"404"), (b"bad name", b"")]), Err(Invalid));
     assert_eq!((headers.status(), headers.get(b"a")), (Some(StatusCode::OK), Some(&b"b"[..])));
     headers.set_all(&[(b":status", b"404"), (b"C", b"d")]).unwrap();
-    assert_eq!((headers.status(), headers.get(b"a"), headers.get(b"c")), (Some(StatusCode::NOT_FOUND), None, Some(&b"d"[..])));
+    assert_eq!(
+        (headers.status(), headers.get(b"a"), headers.get(b"c")),
+        (Some(StatusCode::NOT_FOUND), None, Some(&b"d"[..]))
+    );
 }

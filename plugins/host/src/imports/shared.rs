@@ -1,12 +1,6 @@
 //! Shared data, queues and metrics.
 use super::guest::{functions, span};
-use crate::{
-    abi::Status,
-    metrics::MetricError,
-    queues::QueueId,
-    services::SetError,
-    state::HostState,
-};
+use crate::{abi::Status, metrics::MetricError, queues::QueueId, services::SetError, state::HostState};
 use wasmtime::{Linker, Result};
 
 pub fn add(linker: &mut Linker<HostState>) -> Result<()> {

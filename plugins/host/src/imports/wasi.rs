@@ -30,9 +30,13 @@ static START: LazyLock<Instant> = LazyLock::new(Instant::now);
 const FIRST_NS: u64 = 1_000_000_000;
 
 pub fn add(linker: &mut Linker<HostState>, module: &str) -> Result<()> {
-    linker.func_wrap(module, "fd_write", |caller: Caller<'_, HostState>, fd: u32, vectors: u32, count: u32, written: u32| {
-        fd_write(&mut Guest::new(caller), fd, vectors, count, written)
-    })?;
+    linker.func_wrap(
+        module,
+        "fd_write",
+        |caller: Caller<'_, HostState>, fd: u32, vectors: u32, count: u32, written: u32| {
+            fd_write(&mut Guest::new(caller), fd, vectors, count, written)
+        },
+    )?;
     linker.func_wrap(module, "clock_time_get", |caller: Caller<'_, HostState>, id: u32, _: u64, time: u32| {
         let now = match id {
             0 => now(),

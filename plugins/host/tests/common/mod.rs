@@ -1,7 +1,9 @@
 //! Modules in WebAssembly text, and what tests do with them.
 #![allow(dead_code)]
 use std::{fs, path::Path, time::Duration};
-use weft_plugin_host::{Engine, EngineConfig, Fault, Headers, HostServices, Limits, Module, Outcome, Plugin, PluginSpec};
+use weft_plugin_host::{
+    Engine, EngineConfig, Fault, Headers, HostServices, Limits, Module, Outcome, Plugin, PluginSpec,
+};
 
 pub fn engine() -> Engine {
     Engine::new(EngineConfig::default()).unwrap()
@@ -64,7 +66,8 @@ pub fn fault(plugin: &Plugin) -> Fault {
 /// A plugin that was built before: by `cargo xtask`, into `target/plugins`.
 pub fn built(name: &str) -> Vec<u8> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/plugins").join(format!("{name}.wasm"));
-    fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}; build the plugins first: cargo xtask plugins", path.display()))
+    fs::read(&path)
+        .unwrap_or_else(|error| panic!("{}: {error}; build the plugins first: cargo xtask plugins", path.display()))
 }
 
 pub fn built_plugin(name: &str, configuration: &str) -> Plugin {

@@ -99,16 +99,16 @@ fn a_host_matches_with_and_without_its_port() {
 #[test]
 fn headers_must_be_there_with_their_value() {
     let sets = sets(r#"[{"policy":"p","headers":["X-Team: blue","X-Here"]}]"#);
-    let judge = |headers| {
-        sets.judge(Some(b"s"), &Sample { headers, ..request("GET", "/") }) == Verdict::Allow("p")
-    };
+    let judge = |headers| sets.judge(Some(b"s"), &Sample { headers, ..request("GET", "/") }) == Verdict::Allow("p");
     assert!(judge(&[("x-team", "blue"), ("x-here", "")]));
     assert!(!judge(&[("x-team", "blue")]) && !judge(&[("x-team", "blues"), ("x-here", "")]) && !judge(&[]));
 }
 
 #[test]
 fn methods_may_be_expressions() {
-    let sets = sets(r#"[{"policy":"names","method":"GET|HEAD"},{"policy":"pattern","method":"P.*"},{"policy":"any","path":"/open"}]"#);
+    let sets = sets(
+        r#"[{"policy":"names","method":"GET|HEAD"},{"policy":"pattern","method":"P.*"},{"policy":"any","path":"/open"}]"#,
+    );
     let judge = |method, path| sets.judge(Some(b"s"), &request(method, path));
     assert_eq!(judge("HEAD", "/"), Verdict::Allow("names"));
     assert_eq!(judge("PUT", "/"), Verdict::Allow("pattern"));
