@@ -6,3 +6,4 @@ pub mod bench;
 pub mod node;
 pub mod object;
 pub mod packets;
+pub mod pods;
