@@ -13,7 +13,7 @@ use std::{
     io,
     net::SocketAddr,
     path::PathBuf,
-    sync::{Arc, atomic::AtomicU64},
+    sync::{Arc, Mutex, PoisonError, atomic::AtomicU64},
     thread::JoinHandle,
     time::Duration,
 };
@@ -24,8 +24,10 @@ use weft_plugin_host::{Engine, EngineConfig, EngineError};
 #[derive(Debug)]
 pub struct Settings {
     pub socket: PathBuf,
-    /// For the last configuration and compiled plugins. Made if it is not there.
+    /// For the last configuration. Made if it is not there.
     pub state_dir: PathBuf,
+    /// For compiled plugins; made with mode 0700.
+    pub plugin_cache: PathBuf,
     pub metrics: SocketAddr,
     pub workers: usize,
     /// Instead of the transparent ones that the kernel programs hand connections to.
@@ -56,6 +58,8 @@ pub enum AppError {
 pub struct App {
     pub metrics_address: SocketAddr,
     stop: CancellationToken,
+    /// Those of the applier; the workers have their own.
+    listeners: Arc<Mutex<Vec<Listener>>>,
     workers: Vec<JoinHandle<()>>,
     /// Control socket and metrics.
     tasks: JoinSet<()>,
@@ -65,8 +69,7 @@ impl App {
     pub async fn start(settings: Settings) -> Result<Self, AppError> {
         let state_dir = |cause| AppError::StateDir { path: settings.state_dir.clone(), cause };
         std::fs::create_dir_all(&settings.state_dir).map_err(state_dir)?;
-        let engine =
-            Engine::new(EngineConfig { cache: Some(settings.state_dir.join("plugins")), ..Default::default() })?;
+        let engine = Engine::new(EngineConfig { cache: Some(settings.plugin_cache), ..Default::default() })?;
         let (flows, plugins) = (Arc::new(Flows::default()), Arc::new(Board::new(engine.clone())));
         let metrics = Arc::new(Metrics::new(flows.clone(), plugins.clone()));
         let metrics_listener = metrics::bind(settings.metrics).await?;
@@ -95,12 +98,13 @@ impl App {
             workers.push(worker.map_err(AppError::Thread)?);
             applied.push(told);
         }
+        let listeners = Arc::new(Mutex::new(listeners));
         let mut applier = Applier {
             state: state.clone(),
             builder: Builder::new(engine),
             generations,
             applied,
-            listeners,
+            listeners: listeners.clone(),
             publish,
             file: settings.state_dir.join("config.json"),
         };
@@ -114,12 +118,14 @@ impl App {
         tasks.spawn(metrics::serve(metrics_listener, metrics));
         tasks.spawn(refresh(state));
         tracing::info!(socket = %settings.socket.display(), metrics = %metrics_address, "weft-proxy runs");
-        Ok(Self { metrics_address, stop, workers, tasks })
+        Ok(Self { metrics_address, stop, listeners, workers, tasks })
     }
 
     /// No new connections; those that are open may go on.
     pub fn shutdown(&self) {
         self.stop.cancel();
+        // The sockets close when nobody holds them any more.
+        self.listeners.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
 
     /// Stops, and waits for open connections to end, for half a minute at most.
@@ -136,7 +142,7 @@ impl App {
 
 impl Drop for App {
     fn drop(&mut self) {
-        self.stop.cancel();
+        self.shutdown();
     }
 }
 

@@ -56,7 +56,8 @@ pub struct Applier {
     pub builder: Builder,
     pub generations: watch::Sender<Arc<Generation>>,
     pub applied: Vec<watch::Receiver<u64>>,
-    pub listeners: Vec<Listener>,
+    /// Empty once the process stops.
+    pub listeners: Arc<Mutex<Vec<Listener>>>,
     /// The listeners belong into the kernel's map.
     pub publish: bool,
     pub file: PathBuf,
@@ -171,7 +172,8 @@ impl Applier {
     }
 
     fn capture(&self, map_dir: &Path) -> Result<(), CaptureError> {
-        if self.publish { listeners::publish(&self.listeners, map_dir) } else { Ok(()) }
+        let listeners = self.listeners.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.publish { listeners::publish(&listeners, map_dir) } else { Ok(()) }
     }
 
     fn wait_for_workers(&self, sequence: u64) -> Result<(), String> {

@@ -164,7 +164,7 @@ mod tests {
         }
         let configuration = sets.plugin_configuration(403);
         assert_eq!(configuration["deny_status"], 403);
-        assert_eq!(configuration["sets"].as_object().unwrap().len(), 5);
+        assert_eq!(configuration["sets"].as_object().unwrap().len(), 4);
     }
 
     #[test]

@@ -31,6 +31,7 @@ fn main() -> Result<()> {
     let processors = std::thread::available_parallelism().map_or(1, usize::from);
     let settings = Settings {
         socket: arguments.socket,
+        plugin_cache: arguments.state_dir.join("plugins"),
         state_dir: arguments.state_dir,
         metrics: arguments.metrics,
         workers: arguments.workers.unwrap_or(processors),

@@ -1,7 +1,7 @@
 //! What is asked of every request before anyone judges it: it must mean the same to us as to the server behind us.
 use http::{
     HeaderMap, HeaderValue, Method, Uri, Version,
-    header::{CONNECTION, CONTENT_LENGTH, HOST, TRANSFER_ENCODING, UPGRADE},
+    header::{CONNECTION, HOST, UPGRADE},
     request::Parts,
     uri::{Authority, PathAndQuery},
 };
@@ -11,8 +11,6 @@ use http::{
 pub enum BadRequest {
     #[error("bad request: want exactly one Host that is a host")]
     Host,
-    #[error("bad request: both Content-Length and Transfer-Encoding")]
-    Length,
     #[error("bad request: dot segments in the path")]
     DotSegments,
     #[error("bad request: CONNECT is not proxied")]
@@ -24,9 +22,6 @@ pub enum BadRequest {
 pub fn normalize(parts: &mut Parts) -> Result<(), BadRequest> {
     if parts.method == Method::CONNECT {
         return Err(BadRequest::Connect);
-    }
-    if parts.headers.contains_key(TRANSFER_ENCODING) && parts.headers.contains_key(CONTENT_LENGTH) {
-        return Err(BadRequest::Length);
     }
     if has_dot_segments(parts.uri.path()) {
         return Err(BadRequest::DotSegments);
@@ -141,7 +136,6 @@ mod tests {
             ("/", v1, &[("host", "a"), ("host", "b")], BadRequest::Host),
             ("/", v1, &[("host", "a b")], BadRequest::Host),
             ("http://a/", Version::HTTP_2, &[("host", "b")], BadRequest::Host),
-            ("/", v1, &[("host", "a"), ("content-length", "1"), ("transfer-encoding", "chunked")], BadRequest::Length),
             ("/api/../admin", v1, &[("host", "a")], BadRequest::DotSegments),
             ("/api/%2E%2e%2fadmin", v1, &[("host", "a")], BadRequest::DotSegments),
             ("/api/..;x/admin", v1, &[("host", "a")], BadRequest::DotSegments),

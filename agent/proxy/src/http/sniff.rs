@@ -55,7 +55,7 @@ mod tests {
             (b"GET / HTTP/1.1", None),
             (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0", Some(Kind::Http2)),
             (b"PRI * HTTP/2.0\r\n\r\nS", None),
-            (b"PRI * HTTP/2.0\r\n\r\nXX", Some(Kind::Other)),
+            (b"PRI * HTTP/2.0\r\n\r\nXX", Some(Kind::Http1)),
             (b"", None),
             (b"SSH-2.0-x\r\n", Some(Kind::Other)),
             (b"\x16\x03\x01", Some(Kind::Other)),

@@ -9,6 +9,7 @@ use hyper_util::{
 };
 use std::{
     convert::Infallible,
+    io::ErrorKind,
     net::{IpAddr, Ipv4Addr, SocketAddr},
     path::PathBuf,
     sync::atomic::{AtomicU8, Ordering},
@@ -90,6 +91,7 @@ pub fn settings(dir: &TempDir, listeners: Option<Vec<Listener>>) -> Settings {
     Settings {
         socket: dir.path().join("proxy.sock"),
         state_dir: dir.path().join("state"),
+        plugin_cache: PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("plugins"),
         metrics: "127.0.0.1:0".parse().unwrap(),
         workers: 1,
         listeners,
@@ -342,6 +344,17 @@ pub async fn connect(from: IpAddr, to: SocketAddr) -> TcpStream {
     let socket = TcpSocket::new_v4().unwrap();
     socket.bind(SocketAddr::new(from, 0)).unwrap();
     socket.connect(to).await.unwrap()
+}
+
+/// A connection that is reset at once, perhaps before `connect` returns.
+pub async fn refused(from: IpAddr, to: SocketAddr) -> bool {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind(SocketAddr::new(from, 0)).unwrap();
+    let answer = match socket.connect(SocketAddr::new(to.ip(), to.port())).await {
+        Ok(mut stream) => say(&mut stream, "").await,
+        Err(error) => Err(error),
+    };
+    answer.is_err_and(|error| error.kind() == ErrorKind::ConnectionReset)
 }
 
 /// Writes, and reads to the end.

@@ -1,6 +1,5 @@
 //! Connections that are judged as a whole.
 use crate::lab::*;
-use std::io::ErrorKind;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use weft_proxy::capture::listeners::Role;
 use weft_proxy_api::flow::Verdict;
@@ -34,8 +33,7 @@ async fn a_connection_that_policy_does_not_allow_is_reset() {
     let mut config = config(net.ip(1), net.ip(2));
     config.policies.insert(net.ip(2), policy(None, false));
     let mut agent = node.agent(config).await;
-    let mut stream = connect(net.ip(9), node.captured).await;
-    assert_eq!(say(&mut stream, "").await.unwrap_err().kind(), ErrorKind::ConnectionReset);
+    assert!(refused(net.ip(9), node.captured).await);
     let flow = agent.flow().await;
     assert_eq!((flow.verdict, flow.drop_reason.as_str()), (Verdict::Dropped, "policy-denied"));
     assert_eq!((flow.source.identity, flow.source.pod.as_str()), (2, "world"));
@@ -49,8 +47,7 @@ async fn plain_text_is_reset_where_authentication_is_required() {
     let mut config = config(net.ip(1), net.ip(2));
     config.policies.insert(net.ip(2), policy(None, true));
     let mut agent = node.agent(config).await;
-    let mut stream = connect(net.ip(1), node.captured).await;
-    assert_eq!(say(&mut stream, "").await.unwrap_err().kind(), ErrorKind::ConnectionReset);
+    assert!(refused(net.ip(1), node.captured).await);
     assert_eq!(agent.flow().await.drop_reason, "authentication required: plain text connection refused");
 }
 
@@ -59,8 +56,7 @@ async fn before_the_first_configuration_everything_is_refused() {
     let net = Net::new();
     let server = Server::tcp(net.ip(2)).await;
     let node = Node::start(Role::Ingress, "127.0.0.1:0".parse().unwrap(), Some(server.address)).await;
-    let mut stream = connect(net.ip(1), node.captured).await;
-    assert_eq!(say(&mut stream, "").await.unwrap_err().kind(), ErrorKind::ConnectionReset);
+    assert!(refused(net.ip(1), node.captured).await);
     // The flow was kept for the first reader.
     assert_eq!(node.watch().await.flow().await.drop_reason, "the destination is not a pod of this node");
 }
@@ -72,8 +68,7 @@ async fn a_server_that_refuses_is_a_reset_and_an_error_flow() {
     tokio::task::yield_now().await;
     let node = Node::start(Role::Ingress, "127.0.0.1:0".parse().unwrap(), Some(gone)).await;
     let mut agent = node.agent(config(net.ip(1), net.ip(2))).await;
-    let mut stream = connect(net.ip(1), node.captured).await;
-    assert_eq!(say(&mut stream, "").await.unwrap_err().kind(), ErrorKind::ConnectionReset);
+    assert!(refused(net.ip(1), node.captured).await);
     let flow = agent.flow().await;
     assert_eq!(flow.verdict, Verdict::Error);
     assert!(flow.drop_reason.contains("cannot be reached"), "{}", flow.drop_reason);
