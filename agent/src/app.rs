@@ -6,6 +6,7 @@ use crate::{
     control::{COMMANDS_IN_FLIGHT, Control, Inputs, chain, start_source},
     endpoints::EndpointTable,
     host,
+    identities::IdentityFile,
     mesh::{Mesh, Setting},
     overlay::PodOverlay,
     proxy::link::{Link, ProxyState},
@@ -97,6 +98,8 @@ impl App {
             unsupported: config.unsupported_policy,
         });
         store.expect_sources([source]);
+        let (identities, known) = IdentityFile::restore(&config.runtime_dir);
+        store.restore_identities(known);
         store.apply(Event::NodeFacts {
             node: config.node.clone(),
             facts: Some(NodeFacts {
@@ -189,7 +192,7 @@ impl App {
             async move { ("metrics", server::serve_metrics(metrics, shared, stop).await.map_err(Into::into)) }
         });
         let cni_dir = config.runtime_dir.join("cni");
-        let control = Control { store, overlay, endpoints, cni_dir, appliers, mesh, writer, shared: shared.clone() };
+        let control = Control { store, overlay, endpoints, cni_dir, identities, appliers, mesh, writer, shared: shared.clone() };
         let inputs = Inputs { events: event_source, commands: command_queue, mesh: mesh_updates, proxy };
         let token = stop.clone();
         tasks.spawn(async move { ("control", Ok(control.run(inputs, token).await)) });

@@ -48,6 +48,7 @@ pub struct Config {
     /// The cluster's own CA; shared by the agents of the cluster.
     #[serde(default = "default_ca_dir")]
     pub ca_dir: PathBuf,
+    #[serde(with = "serde_norway::with::singleton_map")]
     pub source: SourceConfig,
     /// Native devices. Those that carry this node's addresses when empty.
     #[serde(default)]

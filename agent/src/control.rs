@@ -4,6 +4,7 @@ use crate::{
     api::types::NewEndpoint,
     apply::{Applied, Appliers},
     endpoints::{EndpointTable, take_tombstones},
+    identities::IdentityFile,
     mesh::{Mesh, Updates},
     overlay::PodOverlay,
     proxy::link::ProxyState,
@@ -41,6 +42,7 @@ pub struct Control {
     pub overlay: PodOverlay,
     pub endpoints: EndpointTable,
     pub cni_dir: PathBuf,
+    pub identities: IdentityFile,
     pub appliers: Appliers,
     pub mesh: Mesh,
     pub writer: Writer,
@@ -173,6 +175,7 @@ impl Control {
         self.shared.snapshot.store(Some(snapshot.clone()));
         if snapshot.synced {
             self.mesh.publish(&snapshot);
+            self.identities.keep(&snapshot);
         }
         let applied = self.appliers.apply(&snapshot, &self.endpoints, &self.mesh, &self.writer, &self.shared).await;
         self.shared.report.store(Arc::new(applied.report.clone()));

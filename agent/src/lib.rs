@@ -8,7 +8,7 @@
 //! | `sources`, `overlay` | where objects come from |
 //! | `mesh` | the mesh server and the readers of other clusters |
 //! | `proxy` | what weft-proxy is told |
-//! | `endpoints`, `svids`, `wireguard_key` | what this node keeps |
+//! | `endpoints`, `identities`, `svids`, `wireguard_key` | what this node keeps |
 //! | `api`, `shared` | what others may ask |
 //! | `cli` | the `weft` command |
 pub mod api;
@@ -19,6 +19,7 @@ pub mod config;
 pub mod control;
 pub mod endpoints;
 pub mod host;
+pub mod identities;
 pub mod mesh;
 pub mod overlay;
 pub mod proxy;
