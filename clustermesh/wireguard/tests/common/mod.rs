@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use sha2::{Digest, Sha256};
 use socket2::{Domain, Socket, Type};
 use weft_netlink::namespace;
-use weft_wireguard::{Device, DeviceConfig, PeerConfig, PrivateKey};
+use weft_wireguard::{Device, DeviceConfig, Error, PeerConfig, PrivateKey};
 
 pub const PORT: u16 = 51_871;
 pub const MTU: u32 = 1420;
@@ -101,8 +101,17 @@ impl Node {
     }
 
     pub fn start(&mut self) {
-        let config = self.config();
-        self.device = Some(self.namespace.within(|| Device::start(config)).expect("the device starts"));
+        // A child that another test is just starting shares our descriptors until its exec, so what a stopped device
+        // has closed can stay taken for some milliseconds.
+        eventually("the device starts", || {
+            let config = self.config();
+            match self.namespace.within(|| Device::start(config)) {
+                Ok(device) => self.device = Some(device),
+                Err(Error::Bind { .. } | Error::InterfaceBusy { .. }) => {}
+                Err(error) => panic!("the device does not start: {error}"),
+            }
+            self.device.is_some()
+        });
     }
 
     pub fn device(&self) -> &Device {
