@@ -171,7 +171,7 @@ mod tests {
                         "readinessProbe": {"httpGet": {"port": "http", "path": "/healthz"}}}"#;
         let check = Check::Http { port: 8080, path: "/healthz".into(), headers: Vec::new() };
         assert_eq!(probe(named).unwrap().unwrap().check, check);
-        assert!(probe(&named.replace("\"http\",", "\"other\",")).unwrap_err().contains("http"));
+        assert!(probe(&named.replace("\"port\": \"http\"", "\"port\": \"other\"")).unwrap_err().contains("other"));
         assert!(probe(r#"{"name": "a", "readinessProbe": {}}"#).unwrap_err().contains("httpGet"));
         assert_eq!(probe(r#"{"name": "a"}"#).unwrap(), None);
     }

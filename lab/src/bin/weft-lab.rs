@@ -90,7 +90,13 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    match run(Arguments::parse()) {
+    let arguments = Arguments::parse();
+    if !matches!(arguments.command, Command::Serve(_) | Command::Load(_) | Command::Supervise { .. }) {
+        // A reader that has seen enough ends a command of a few lines, as it does with other tools.
+        // SAFETY: no handler is set, only the default one.
+        let _ = unsafe { nix::sys::signal::signal(Signal::SIGPIPE, SigHandler::SigDfl) };
+    }
+    match run(arguments) {
         Ok(code) => code,
         Err(error) => {
             eprintln!("error: {error:#}");
