@@ -53,10 +53,10 @@ pub(super) struct Active {
 
 impl Exchange {
     /// `Err`: a plugin that must see the request does not run.
-    pub fn begin(conn: &Rc<Conn>, judged: &Rc<Judged>, protocol: &'static str) -> Result<Rc<Self>, Step> {
+    pub fn begin(conn: &Rc<Conn>, judged: &Rc<Judged>, protocol: &'static str) -> Result<Rc<Self>, Box<Step>> {
         let generation = &judged.view.generation;
         if matches!(judged.decision, Decision::Http { .. }) && generation.compiled.http_policy.is_none() {
-            return Err(missing(HTTP_POLICY, "it is not configured"));
+            return Err(Box::new(missing(HTTP_POLICY, "it is not configured")));
         }
         let mut active = Vec::with_capacity(judged.chain.len());
         for index in &judged.chain {
@@ -73,7 +73,7 @@ impl Exchange {
                     active.push(Active { name, built_in, fail_open, running: running.clone(), stream });
                 }
                 Slot::Failed(_) if fail_open => {}
-                Slot::Failed(reason) => return Err(missing(&plan.name, reason)),
+                Slot::Failed(reason) => return Err(Box::new(missing(&plan.name, reason))),
             }
         }
         Ok(Rc::new(Self { active: RefCell::new(active), ended: RefCell::new(None) }))

@@ -38,7 +38,7 @@ impl Running {
     pub fn timed<T>(&self, call: impl FnOnce() -> T) -> T {
         let count = self.calls.get().wrapping_add(1);
         self.calls.set(count);
-        if count % TIMED_ONE_IN != 0 {
+        if !count.is_multiple_of(TIMED_ONE_IN) {
             return call();
         }
         let begin = Instant::now();

@@ -174,7 +174,7 @@ async fn judge(context: &Rc<Context>, mut parts: Parts, body: Incoming) -> Resul
     let by = if matches!(judged.decision, Decision::Http { .. }) { HTTP_POLICY } else { "" };
     let exchange = match Exchange::begin(&context.conn, &judged, protocol(parts.version)) {
         Ok(exchange) => exchange,
-        Err(step) => return context.stopped(&asked, step, &policy),
+        Err(step) => return context.stopped(&asked, *step, &policy),
     };
     let upgrade = parts.extensions.remove::<OnUpgrade>().filter(|_| wants_upgrade(&parts));
     if !exchange.is_empty() {

@@ -61,7 +61,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for HeadTimer<S> {
         }
         let before = buf.filled().len();
         if let Poll::Ready(done) = Pin::new(&mut this.stream).poll_read(cx, buf) {
-            if now % 2 == 0 && buf.filled().len() > before {
+            if now.is_multiple_of(2) && buf.filled().len() > before {
                 this.begun.get_or_insert(now);
             }
             return Poll::Ready(done);

@@ -229,3 +229,44 @@ async fn a_server_that_is_gone_is_503_and_an_error_flow() {
     let flow = agent.flow().await;
     assert_eq!((flow.verdict, flow.http.unwrap().status), (Verdict::Error, 503));
 }
+
+#[tokio::test]
+async fn a_plugin_that_traps_or_loops_costs_its_own_request_by_its_fail_strategy() {
+    let dir = tempfile::tempdir().unwrap();
+    for (name, body) in [("trap", TRAP), ("loop", LOOP)] {
+        for (fail_open, status) in [(false, 503), (true, 200)] {
+            let file = dir.path().join(name);
+            std::fs::write(&file, module(body)).unwrap();
+            let mut scene = scene(|net, config| {
+                let mut plugin = plugin(name, file, Some(vec![net.ip(2)]));
+                plugin.plugin.fail_open = fail_open;
+                config.plugins.push(plugin);
+            })
+            .await;
+            assert_eq!(scene.agent.status.config_errors, Vec::<String>::new());
+            let mut client = Client::new(scene.net.ip(1), scene.node.captured).await;
+            assert_eq!(client.request("GET", "/").await.0, status, "{name}");
+            let flow = scene.agent.flow().await;
+            assert_eq!(flow.drop_reason.contains("plugin shop/"), !fail_open, "{}", flow.drop_reason);
+            scene.agent.send(&weft_proxy_api::wire::ToProxy::Status).await;
+            let faults = scene.agent.status.plugins.iter().find(|plugin| plugin.name.ends_with(name)).unwrap().faults;
+            assert_eq!(faults, 1, "{name}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_plugin_is_changed_while_a_connection_is_open() {
+    let dir = tempfile::tempdir().unwrap();
+    let (trap, pass) = (dir.path().join("trap"), dir.path().join("pass"));
+    std::fs::write(&trap, module(TRAP)).unwrap();
+    std::fs::write(&pass, module(PASS)).unwrap();
+    let mut scene = scene(|net, config| config.plugins.push(plugin("mine", trap, Some(vec![net.ip(2)])))).await;
+    let mut client = Client::new(scene.net.ip(1), scene.node.captured).await;
+    assert_eq!(client.request("GET", "/").await.0, 503);
+    let mut config = config(scene.net.ip(1), scene.net.ip(2));
+    config.version = 2;
+    config.plugins.push(plugin("mine", pass, Some(vec![scene.net.ip(2)])));
+    scene.agent.configure(config).await;
+    assert_eq!(client.request("GET", "/").await.0, 200);
+}

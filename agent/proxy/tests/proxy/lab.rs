@@ -241,6 +241,39 @@ pub fn plugin(name: &str, module: PathBuf, targets: Option<Vec<IpAddr>>) -> Plug
     }
 }
 
+/// A Proxy-Wasm module whose callback for request headers has this body, without its end.
+pub fn module(on_request_headers: &[u8]) -> Vec<u8> {
+    let section = |id: u8, content: Vec<u8>| [vec![id, content.len() as u8], content].concat();
+    let export = |name: &str, kind: u8, index: u8| [&[name.len() as u8], name.as_bytes(), &[kind, index]].concat();
+    let function = |body: &[u8]| [&[body.len() as u8 + 2, 0], body, &[0x0b]].concat();
+    const I32: u8 = 0x7f;
+    let types = vec![3, 0x60, 0, 0, 0x60, 1, I32, 1, I32, 0x60, 3, I32, I32, I32, 1, I32];
+    let exports = [
+        vec![4],
+        export("memory", 2, 0),
+        export("proxy_abi_version_0_2_1", 0, 0),
+        export("malloc", 0, 1),
+        export("proxy_on_request_headers", 0, 2),
+    ]
+    .concat();
+    let code = [vec![3], function(&[]), function(&[0x41, 0x10]), function(on_request_headers)].concat();
+    let sections = [
+        section(1, types),
+        section(3, vec![3, 0, 1, 2]),
+        section(5, vec![1, 0, 1]),
+        section(7, exports),
+        section(10, code),
+    ];
+    [b"\0asm\x01\0\0\0".to_vec(), sections.concat()].concat()
+}
+
+/// `unreachable`
+pub const TRAP: &[u8] = &[0x00];
+/// `loop (br 0) end; unreachable`
+pub const LOOP: &[u8] = &[0x03, 0x40, 0x0c, 0x00, 0x0b, 0x00];
+/// `i32.const 0`: continue.
+pub const PASS: &[u8] = &[0x41, 0x00];
+
 /// A CA with its folder.
 pub struct Ca {
     pub ca: ClusterCa,
