@@ -1,7 +1,7 @@
 //! The node's proxy process.
 use anyhow::{Context, Result};
 use clap::Parser;
-use std::{net::SocketAddr, path::PathBuf};
+use std::{io::IsTerminal, net::SocketAddr, path::PathBuf};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 use weft_proxy::app::{App, Settings};
@@ -27,7 +27,11 @@ struct Arguments {
 fn main() -> Result<()> {
     let arguments = Arguments::parse();
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_writer(std::io::stderr)
+        .init();
     let processors = std::thread::available_parallelism().map_or(1, usize::from);
     let settings = Settings {
         socket: arguments.socket,
