@@ -173,7 +173,7 @@ impl Instance {
         live.store.set_epoch_deadline(1);
         let calls = self.calls.get().wrapping_add(1);
         self.calls.set(calls);
-        if calls % TIMED_ONE_IN != 0 {
+        if !calls.is_multiple_of(TIMED_ONE_IN) {
             return run(live);
         }
         let start = Instant::now();

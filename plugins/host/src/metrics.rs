@@ -112,7 +112,7 @@ fn bucket_of(value: u64) -> usize {
 
 pub(crate) fn write_text(plugins: &BTreeMap<String, Arc<PluginMetrics>>, out: &mut String) {
     // Prometheus wants the series of one metric together, whichever plugin they are from.
-    let mut series: BTreeMap<(String, &'static str), Vec<(&str, Arc<Metric>)>> = BTreeMap::new();
+    let mut series = BTreeMap::<_, Vec<(&str, Arc<Metric>)>>::new();
     for (plugin, metrics) in plugins {
         for metric in lock(&metrics.all).iter() {
             let key = (prometheus_name(&metric.name), metric.value.kind());

@@ -104,11 +104,14 @@ fn ascii() -> syntax::Config {
 /// Names of Unicode classes need Unicode mode; then `\w` and the like mean Unicode too, for that expression only.
 fn compile(pattern: &str) -> Result<Single, BadPattern> {
     let config = thompson::Config::new().utf8(false).nfa_size_limit(Some(BUILD_BYTES));
-    let build = |syntax| pikevm::Builder::new().thompson(config.clone()).syntax(syntax).build(pattern);
-    let machine = build(ascii()).or_else(|_| build(syntax::Config::new().utf8(false))).map_err(|error| {
-        let source = std::error::Error::source(&error).map(ToString::to_string);
-        BadPattern(source.unwrap_or_else(|| error.to_string()))
-    })?;
+    let build = |syntax| {
+        let built = pikevm::Builder::new().thompson(config.clone()).syntax(syntax).build(pattern);
+        built.map_err(|error| {
+            let source = std::error::Error::source(&error).map(ToString::to_string);
+            BadPattern(source.unwrap_or_else(|| error.to_string()))
+        })
+    };
+    let machine = build(ascii()).or_else(|_| build(syntax::Config::new().utf8(false)))?;
     let cache = RefCell::new(machine.create_cache());
     Ok(Single { machine, cache })
 }

@@ -132,8 +132,9 @@ macro_rules! functions {
                 |caller: wasmtime::Caller<'_, $crate::state::HostState> $(, $param: $type)*| -> u32 {
                     #[allow(unused_mut)]
                     let mut $guest = $crate::imports::guest::Guest::new(caller);
-                    let answer = (move || -> $crate::imports::guest::Answer { $body })();
-                    $crate::imports::guest::status(answer)
+                    // A closure, so that the body can leave with `?`.
+                    let body = move || -> $crate::imports::guest::Answer { $body };
+                    $crate::imports::guest::status(body())
                 },
             )?;
         )*
