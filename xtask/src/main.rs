@@ -1,9 +1,10 @@
-//! The project's own commands: `cargo xtask setup|build|test|deps|kubernetes`.
+//! The project's own commands: `cargo xtask setup|build|test|demo|deps|kubernetes`.
 //!
 //! Each module knows one thing: `packages` what the machine needs, `toolchain` which compiler serves which target,
-//! `build` what is built and where it lands, `stages` what `test` runs, `tally` how results are counted, `progress`
+//! `build` what is built and where it lands, `stages` what `test` runs, `demo` the story, `tally` how results are counted, `progress`
 //! how a long step is shown.
 mod build;
+mod demo;
 mod deps;
 mod packages;
 mod progress;
@@ -35,6 +36,8 @@ enum Command {
     Test(stages::Options),
     /// Check that no crate depends on what it must not
     Deps,
+    /// Tell the whole story on two clusters, step by step
+    Demo(demo::Options),
     /// Build the Kubernetes servers for `weft-lab up --source kubernetes` (needs Go 1.24 or later)
     Kubernetes,
 }
@@ -57,6 +60,7 @@ fn run(command: Command) -> Result<ExitCode> {
             build::everything()?;
         }
         Command::Test(options) => return stages::test(&options),
+        Command::Demo(options) => return demo::run(&options),
         Command::Deps => deps::check()?,
         Command::Kubernetes => build::kubernetes()?,
     }
