@@ -133,7 +133,8 @@ macro_rules! functions {
                     #[allow(unused_mut)]
                     let mut $guest = $crate::imports::guest::Guest::new(caller);
                     // A closure, so that the body can leave with `?`.
-                    let body = move || -> $crate::imports::guest::Answer { $body };
+                    #[allow(unused_mut)]
+                    let mut body = move || -> $crate::imports::guest::Answer { $body };
                     $crate::imports::guest::status(body())
                 },
             )?;
