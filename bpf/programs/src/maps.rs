@@ -150,11 +150,11 @@ pub fn ip_info(addr: &Addr) -> IpInfo {
 #[inline(always)]
 pub fn is_auth_destination(addr: &Addr, port: Port) -> bool {
     let mut key = AuthDestination { addr: *addr, port, reserved: [0; 2] };
-    if AUTH_DESTINATIONS.get_ptr(&key).is_some() {
+    if AUTH_DESTINATIONS.get_ptr(key).is_some() {
         return true;
     }
     key.port = Port::new(0);
-    AUTH_DESTINATIONS.get_ptr(&key).is_some()
+    AUTH_DESTINATIONS.get_ptr(key).is_some()
 }
 
 #[inline(always)]
