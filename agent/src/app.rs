@@ -191,7 +191,7 @@ impl App {
             let (shared, stop) = (shared.clone(), stop.clone());
             async move { ("metrics", server::serve_metrics(metrics, shared, stop).await.map_err(Into::into)) }
         });
-        let cni_dir = config.runtime_dir.join("cni");
+        let cni_dir = config.state_dir.join("cni");
         let control = Control { store, overlay, endpoints, cni_dir, identities, appliers, mesh, writer, shared: shared.clone() };
         let inputs = Inputs { events: event_source, commands: command_queue, mesh: mesh_updates, proxy };
         let token = stop.clone();

@@ -2,7 +2,7 @@
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use std::{
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
 };
 use weft_datapath::plan::Encryption;
@@ -174,8 +174,12 @@ impl Config {
 }
 
 /// The first usable address of a pod CIDR is the node's own, on the WireGuard device.
-pub fn gateway(cidr: &IpNet) -> Option<std::net::IpAddr> {
-    cidr.hosts().next()
+pub fn gateway(cidr: &IpNet) -> Option<IpAddr> {
+    match cidr {
+        IpNet::V4(net) => net.hosts().next().map(IpAddr::V4),
+        // The first address of an IPv6 network is the routers' anycast address (RFC 4291, 2.6.1).
+        IpNet::V6(net) => net.hosts().nth(1).map(IpAddr::V6),
+    }
 }
 
 fn default_runtime_dir() -> PathBuf {

@@ -135,6 +135,10 @@ impl Mesh {
             let peers = snapshot.mesh_peers.iter().map(|peer| (&peer.trust_domain, peer.trust_bundle.as_str()));
             self.bundles.replace(peers.chain([(&self.trust_domain, self.ca.bundle_pem())]))?;
             self.trusted.clone_from(&snapshot.mesh_peers);
+            if let Some(server) = &self.server {
+                let trusted = snapshot.mesh_peers.iter().map(|peer| peer.trust_domain.clone());
+                server.keep_only(trusted.chain([self.trust_domain.clone()]));
+            }
         }
         let mut events = Vec::new();
         let wanted: BTreeMap<&ClusterName, &MeshPeer> =

@@ -23,7 +23,7 @@ use std::{
     sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
-use tokio::{sync::watch, task::block_in_place};
+use tokio::{sync::watch, task::block_in_place, time};
 use weft_certs::ClusterCa;
 use weft_datapath::{
     Datapath, DatapathError, NodeSettings, Router, plan::entries, routing::RouteReport, status, sysctl,
@@ -40,6 +40,8 @@ use weft_wireguard::PrivateKey;
 const AUDIT: Duration = Duration::from_secs(60);
 /// How often the connection tables are counted: it walks them.
 const COUNT: Duration = Duration::from_secs(5);
+/// How long the kernel's maps wait for the proxy.
+const PROXY_PATIENCE: Duration = Duration::from_secs(2);
 
 pub struct Appliers {
     pub datapath: Datapath,
@@ -62,6 +64,7 @@ pub struct State {
     snapshot: Option<Arc<Snapshot>>,
     endpoints: Option<weft_datapath::LocalEndpoints>,
     host_addresses: Vec<IpAddr>,
+    written_addresses: Vec<IpAddr>,
     tunnel: Option<u32>,
     attached: bool,
     kernel: weft_datapath::Report,
@@ -108,8 +111,12 @@ impl Appliers {
     ) -> Applied {
         self.attach_node(shared).await;
         if snapshot.synced {
+            self.look_at_host().await;
+            // The proxy first: what the kernel hands over must meet the rules that it is handed over for.
+            if let Some(version) = self.tell_proxy(snapshot, mesh, shared) {
+                heard(shared, version).await;
+            }
             self.write_kernel(snapshot, endpoints, shared).await;
-            self.tell_proxy(snapshot, endpoints, mesh, shared);
             self.write_back(snapshot, writer, shared);
         }
         self.look();
@@ -148,15 +155,16 @@ impl Appliers {
         }
     }
 
+    async fn look_at_host(&mut self) {
+        let addresses = self.router.local_addresses().await;
+        if let Ok(addresses) = &addresses {
+            self.state.host_addresses.clone_from(addresses);
+        }
+        self.note("addresses", addresses);
+    }
+
     async fn write_kernel(&mut self, snapshot: &Arc<Snapshot>, endpoints: &EndpointTable, shared: &Shared) {
         let local = endpoints.local();
-        let host_addresses = match self.router.local_addresses().await {
-            Ok(addresses) => addresses,
-            Err(error) => {
-                self.note::<()>("addresses", Err(error));
-                self.state.host_addresses.clone()
-            }
-        };
         let audit_due = self.state.audited.is_none_or(|at| at.elapsed() > AUDIT);
         if audit_due {
             self.state.audited = Some(Instant::now());
@@ -168,7 +176,7 @@ impl Appliers {
         }
         let unchanged = self.state.snapshot.as_ref().is_some_and(|last| Arc::ptr_eq(last, snapshot))
             && self.state.endpoints.as_ref() == Some(&local)
-            && self.state.host_addresses == host_addresses
+            && self.state.written_addresses == self.state.host_addresses
             && self.state.kernel.complete()
             && self.state.routes.failures.is_empty()
             && !audit_due;
@@ -177,7 +185,7 @@ impl Appliers {
         }
         let settings = NodeSettings {
             encryption: shared.config.encryption.mode,
-            host_addresses: host_addresses.clone(),
+            host_addresses: self.state.host_addresses.clone(),
             trace_allowed: shared.config.observe_allowed,
         };
         let (desired, kernel) = block_in_place(|| {
@@ -198,10 +206,11 @@ impl Appliers {
         self.state.desired = desired;
         self.state.snapshot = Some(snapshot.clone());
         self.state.endpoints = Some(local);
-        self.state.host_addresses = host_addresses;
+        self.state.written_addresses.clone_from(&self.state.host_addresses);
     }
 
-    fn tell_proxy(&mut self, snapshot: &Snapshot, endpoints: &EndpointTable, mesh: &Mesh, shared: &Shared) {
+    /// The version to wait for, if there is something new.
+    fn tell_proxy(&mut self, snapshot: &Snapshot, mesh: &Mesh, shared: &Shared) -> Option<u64> {
         let kept = self.svids.keep(&self.ca, &local_identities(snapshot), SystemTime::now());
         self.note("svids", kept);
         let mut trust_bundles = mesh.trust_bundles(snapshot);
@@ -209,7 +218,6 @@ impl Appliers {
         let inputs = plan::Inputs {
             config: &shared.config,
             map_dir: self.datapath.map_dir(),
-            local: &endpoints.local(),
             svids: self.svids.for_proxy(),
             trust_bundles,
             hbone_clusters: mesh.hbone_clusters(),
@@ -219,15 +227,13 @@ impl Appliers {
         };
         let version = self.proxy.borrow().as_ref().map_or(0, |config| config.version);
         let config = plan::config(snapshot, inputs, version);
-        self.proxy.send_if_modified(|current| {
-            if current.as_deref() == Some(&config) {
-                return false;
-            }
-            // Above all that an earlier run of this agent has given out.
-            let version = version.max(weft_flows::event::now_ms()) + 1;
-            *current = Some(Arc::new(ProxyConfig { version, ..config }));
-            true
-        });
+        if self.proxy.borrow().as_deref() == Some(&config) {
+            return None;
+        }
+        // Above all that an earlier run of this agent has given out.
+        let version = version.max(weft_flows::event::now_ms()) + 1;
+        self.proxy.send_replace(Some(Arc::new(ProxyConfig { version, ..config })));
+        Some(version)
     }
 
     fn write_back(&mut self, snapshot: &Snapshot, writer: &Writer, shared: &Shared) {
@@ -286,5 +292,15 @@ impl Appliers {
                 self.state.errors.insert(step, text);
             }
         }
+    }
+}
+
+/// Waits until the proxy runs this configuration. One that is not there, or does not answer in time, is not waited for:
+/// without it the kernel drops what it is due.
+async fn heard(shared: &Shared, version: u64) {
+    let mut proxy = shared.proxy.clone();
+    let runs = proxy.wait_for(|proxy| proxy.status.as_ref().is_none_or(|status| status.config_version >= version));
+    if time::timeout(PROXY_PATIENCE, runs).await.is_err() {
+        tracing::warn!(version, "weft-proxy does not take its configuration in time");
     }
 }

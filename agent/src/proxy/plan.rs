@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 use weft_bpf_abi::{mark, net::identity};
-use weft_datapath::plan::{LocalEndpoints, addresses::encrypted};
+use weft_datapath::plan::{Encryption, addresses::encrypted, policy::plugin_selects};
 use weft_identity::{SpiffeId, TrustDomain};
 use weft_model::{
     snapshot::Snapshot,
@@ -23,7 +23,6 @@ pub const BUILT_IN: [&str; 2] = ["http-policy", "spiffe-authz"];
 pub struct Inputs<'a> {
     pub config: &'a Config,
     pub map_dir: PathBuf,
-    pub local: &'a LocalEndpoints,
     pub svids: Vec<Svid>,
     pub trust_bundles: BTreeMap<TrustDomain, String>,
     /// Clusters whose pods take HBONE, this one left out.
@@ -117,17 +116,14 @@ fn plugins(snapshot: &Snapshot, plugin_dir: &Path) -> Vec<PluginConfig> {
 }
 
 fn targets(snapshot: &Snapshot, plugin: &WasmPlugin) -> Vec<IpAddr> {
-    let selected = |workload: &&Workload| {
-        workload.pod.namespace == plugin.name.namespace
-            && plugin.selector.iter().all(|(key, value)| workload.labels.get(key) == Some(value))
-    };
-    snapshot.local_workloads().filter(selected).flat_map(|workload| workload.addresses.clone()).collect()
+    let selected = snapshot.local_workloads().filter(|workload| plugin_selects(plugin, workload));
+    selected.flat_map(|workload| workload.addresses.clone()).collect()
 }
 
 fn wireguard(snapshot: &Snapshot, config: &Config, key: &str, mtu: u32) -> Option<WireGuardConfig> {
     let mode = config.encryption.mode;
     let this = snapshot.this_node()?;
-    if mode == weft_datapath::plan::Encryption::Off {
+    if mode == Encryption::Off {
         return None;
     }
     let peers = snapshot

@@ -100,8 +100,8 @@ impl Scene {
 
     /// Starts a capture on the link between the regions.
     pub fn capture(&self, file: &Path) -> Result<Child> {
-        let netns = format!("/run/weft-lab/{LAB}/netns/weft-{LAB}-fabric");
-        let line = format!("nsenter --net={netns} tcpdump -i east-west -n -U -Z root -w {}", file.display());
+        let netns = format!("weft-{LAB}-fabric");
+        let line = format!("ip netns exec {netns} tcpdump -i east-west -n -U -Z root -w {}", file.display());
         println!("    {} {line} &", dim("$"));
         let mut child = self.shell(&format!("exec {line}")).stdin(Stdio::null()).stderr(Stdio::piped()).spawn()?;
         let errors = child.stderr.take().context("tcpdump's messages")?;
