@@ -8,7 +8,7 @@ use crate::{
     properties::Properties,
     services::HostServices,
     spec::PluginSpec,
-    state::ROOT_CONTEXT,
+    state::{ROOT_CONTEXT, StreamState},
     stats::PluginStats,
     tcp_stream::TcpStream,
 };
@@ -34,7 +34,12 @@ pub(crate) struct Shared {
     log: LogRing,
     instance: RefCell<Rc<Instance>>,
     restart: RefCell<Restart>,
+    /// Of streams that ended, for new ones.
+    spare: RefCell<Vec<Box<StreamState>>>,
 }
+
+/// States kept for new streams.
+const SPARE: usize = 64;
 
 /// When a failed instance may be replaced.
 struct Restart {
@@ -69,6 +74,7 @@ impl Plugin {
             log,
             instance: RefCell::new(Rc::new(instance)),
             restart: RefCell::new(restart),
+            spare: RefCell::default(),
         };
         Ok(Self { shared: Rc::new(shared) })
     }
@@ -114,6 +120,22 @@ impl Plugin {
 }
 
 impl Shared {
+    pub fn new_state(&self, id: u32, properties: Box<dyn Properties>) -> Box<StreamState> {
+        let mut state = self.spare.borrow_mut().pop().unwrap_or_else(|| Box::new(StreamState::new(Box::new(()))));
+        state.id = id;
+        state.properties = properties;
+        state
+    }
+
+    pub fn take_back(&self, mut state: Box<StreamState>) {
+        // First: what a caller's properties do when they are dropped is not known.
+        state.reset();
+        let mut spare = self.spare.borrow_mut();
+        if spare.len() < SPARE {
+            spare.push(state);
+        }
+    }
+
     /// The instance for a new stream.
     pub fn instance(&self) -> Result<Rc<Instance>, Fault> {
         let current = Rc::clone(&self.instance.borrow());

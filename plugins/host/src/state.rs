@@ -152,6 +152,21 @@ impl StreamState {
         }
     }
 
+    /// As new, for another stream; its memory is used again.
+    pub fn reset(&mut self) {
+        self.properties = Box::new(());
+        self.kept.clear();
+        self.maps = [const { None }; map::COUNT];
+        self.open_maps = [false; map::COUNT];
+        self.buffers = Default::default();
+        self.open_buffers = [false; buffer::COUNT];
+        self.local_response = None;
+        self.resumed = [false; half::COUNT];
+        self.waiting = [None; half::COUNT];
+        self.close = false;
+        self.waker = None;
+    }
+
     pub fn kept(&self, path: &[u8]) -> Option<&[u8]> {
         self.kept.iter().find(|(kept, _)| kept == path).map(|(_, value)| value.as_slice())
     }

@@ -54,8 +54,7 @@ impl Stream {
             PluginStats::add(&plugin.stats.faults, 1);
         }
         let id = instance.as_ref().map_or(0, |instance| instance.new_context());
-        let mut state = Box::new(StreamState::new(properties));
-        state.id = id;
+        let state = plugin.new_state(id, properties);
         Self { plugin, instance, state: Some(state), id, begun: false, fault }
     }
 
@@ -242,6 +241,9 @@ impl Stream {
 impl Drop for Stream {
     fn drop(&mut self) {
         self.finish();
+        if let Some(state) = self.take_state() {
+            self.plugin.take_back(state);
+        }
     }
 }
 

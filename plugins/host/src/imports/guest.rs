@@ -115,10 +115,13 @@ impl<'a> Guest<'a> {
             if pointer == 0 {
                 return Err(Status::InternalFailure);
             }
-            self.write(pointer, bytes)?;
         }
-        self.write_u32(return_pointer, pointer)?;
-        self.write_u32(return_length, u32_of(bytes.len()))
+        let (memory, _) = self.split()?;
+        let length = u32_of(bytes.len());
+        span(pointer, length).of_mut(memory)?.copy_from_slice(bytes);
+        span(return_pointer, 4).of_mut(memory)?.copy_from_slice(&pointer.to_le_bytes());
+        span(return_length, 4).of_mut(memory)?.copy_from_slice(&length.to_le_bytes());
+        Ok(())
     }
 }
 
