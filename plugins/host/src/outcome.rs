@@ -15,7 +15,8 @@ pub enum Outcome {
     Respond(LocalResponse),
     /// End the stream without an answer.
     Close,
-    /// The plugin failed; what is done with the stream is its failure policy's choice. What was handed in is untouched.
+    /// The plugin failed; what is done with the stream is its failure policy's choice. What was handed in is
+    /// given back, perhaps with changes that the plugin made before it failed.
     Fault(Fault),
 }
 
