@@ -1,8 +1,9 @@
-//! The project's own commands: `cargo xtask setup|build|test|demo|deps|kubernetes`.
+//! The project's own commands: `cargo xtask setup|build|test|bench|demo|deps|kubernetes`.
 //!
 //! Each module knows one thing: `packages` what the machine needs, `toolchain` which compiler serves which target,
 //! `build` what is built and where it lands, `stages` what `test` runs, `demo` the story, `tally` how results are counted, `progress`
 //! how a long step is shown.
+mod bench;
 mod build;
 mod demo;
 mod deps;
@@ -34,6 +35,8 @@ enum Command {
     Build,
     /// Set up, build, and run every test
     Test(stages::Options),
+    /// Compare with kube-proxy's rules, Envoy and haproxy, in release builds
+    Bench(bench::Options),
     /// Check that no crate depends on what it must not
     Deps,
     /// Tell the whole story on two clusters, step by step
@@ -60,6 +63,7 @@ fn run(command: Command) -> Result<ExitCode> {
             build::everything()?;
         }
         Command::Test(options) => return stages::test(&options),
+        Command::Bench(options) => return bench::bench(&options),
         Command::Demo(options) => return demo::run(&options),
         Command::Deps => deps::check()?,
         Command::Kubernetes => build::kubernetes()?,
