@@ -4,6 +4,7 @@ use crate::{
     api::types::{Condition, MapFill, State},
     config::SourceConfig,
     shared::{Report, Shared},
+    sources::WATCH_OF,
 };
 use weft_datapath::{AttachMode, Encryption};
 use weft_model::snapshot::Snapshot;
@@ -23,7 +24,7 @@ pub fn report(appliers: &Appliers, snapshot: &Snapshot, shared: &Shared) -> Repo
         routing(appliers),
         services(appliers),
         policy(snapshot, appliers),
-        layer7(proxy.status.as_ref(), &proxy.error),
+        layer7(appliers, proxy.status.as_ref(), &proxy.error),
         plugins(proxy.status.as_ref()),
         identity(appliers, proxy.status.as_ref()),
         encryption(shared, proxy.status.as_ref(), wireguard_due),
@@ -62,6 +63,14 @@ fn sources(snapshot: &Snapshot, shared: &Shared) -> Condition {
         }
         SourceConfig::Kubernetes { .. } => "kubernetes".to_owned(),
     };
+    let broken = snapshot.object_errors.iter().filter(|error| error.origin.starts_with(WATCH_OF)).count();
+    if snapshot.synced && broken > 0 {
+        let message = format!(
+            "{what}: {broken} watches are broken or not served, listed below; what was said last stays in force, and \
+             they are tried again"
+        );
+        return condition("sources", State::Degraded, message);
+    }
     match (snapshot.synced, snapshot.object_errors.len()) {
         (false, _) => condition(
             "sources",
@@ -197,11 +206,14 @@ fn policy(snapshot: &Snapshot, appliers: &Appliers) -> Condition {
     )
 }
 
-fn layer7(proxy: Option<&ProxyStatus>, error: &str) -> Condition {
+fn layer7(appliers: &Appliers, proxy: Option<&ProxyStatus>, error: &str) -> Condition {
     match proxy {
         None => condition("proxy", State::Failed, format!("{error}; connections that need it are dropped")),
         Some(proxy) => match proxy.config_errors.first() {
             Some(error) => condition("proxy", State::Failed, error.clone()),
+            None if !appliers.state.proxy_heard => {
+                condition("proxy", State::Failed, "it has not yet taken this agent's configuration")
+            }
             None => condition("proxy", State::Ok, format!("process {}, {} connections", proxy.pid, proxy.connections)),
         },
     }

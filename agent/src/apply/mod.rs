@@ -72,6 +72,8 @@ pub struct State {
     desired: weft_datapath::Desired,
     errors: BTreeMap<&'static str, String>,
     status: Option<weft_datapath::status::Status>,
+    /// The proxy has run a configuration of this agent's: from then on the agent counts as ready whatever becomes of it.
+    proxy_heard: bool,
     counted: Option<Instant>,
     audited: Option<Instant>,
 }
@@ -116,6 +118,9 @@ impl Appliers {
             if let Some(version) = self.tell_proxy(snapshot, mesh, shared) {
                 heard(shared, version).await;
             }
+            let wanted = self.proxy.borrow().as_ref().map_or(0, |config| config.version);
+            let runs = shared.proxy.borrow().status.as_ref().is_some_and(|status| status.config_version >= wanted);
+            self.state.proxy_heard |= runs;
             self.write_kernel(snapshot, endpoints, shared).await;
             self.write_back(snapshot, writer, shared);
         }
@@ -244,8 +249,10 @@ impl Appliers {
             (WIREGUARD_KEY.to_owned(), self.wireguard_key.public_key().to_string()),
             (WIREGUARD_PORT.to_owned(), shared.config.encryption.listen_port.to_string()),
         ]);
-        let policies = snapshot.policy_status.iter().map(|s| ((s.kind.clone(), s.name.clone()), s.state.clone()));
-        let wanted = WriteBack { annotations, policies: policies.collect() };
+        let proxy = shared.proxy.borrow();
+        let verdicts = writeback::verdicts(snapshot, proxy.status.as_ref());
+        drop(proxy);
+        let wanted = WriteBack { annotations, verdicts };
         self.write_back.send_if_modified(|current| {
             let changed = *current != wanted;
             if changed {
