@@ -12,7 +12,7 @@ pub const SERVICES_MAX: u32 = 65_536;
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ServiceKey {
-    /// `Addr::UNSPECIFIED`: a node port, on every address of every node (see `NODE_ADDRESSES`) and loopback.
+    /// `Addr::UNSPECIFIED`, `Addr::UNSPECIFIED_V4`: a node port of that family, on every address of every node (see `NODE_ADDRESSES`) and loopback.
     pub addr: Addr,
     pub port: Port,
     /// IPPROTO_TCP or IPPROTO_UDP

@@ -13,6 +13,8 @@ abi!(Addr { words: [u32; 4] });
 
 impl Addr {
     pub const UNSPECIFIED: Self = Self([0; 4]);
+    /// 0.0.0.0, mapped.
+    pub const UNSPECIFIED_V4: Self = Self::from_v4_be(0);
     const MAPPED: u32 = 0xffff_u32.to_be();
 
     pub const fn v4(addr: Ipv4Addr) -> Self {

@@ -37,11 +37,15 @@ pub enum Choice {
 #[inline(always)]
 pub fn choose(tables: &impl Tables, addr: &Addr, port: Port, proto: u8, client: &Client) -> Choice {
     let mut key = ServiceKey::new(*addr, port, proto);
+    if is_loopback(addr) && !client.on_host {
+        // A pod's loopback is its own. The unspecified address is one too, and names the entries of node ports.
+        return Choice::NotAService;
+    }
     let service = match tables.service(&key) {
         Some(service) => service,
         None if !is_node(tables, addr, client) => return Choice::NotAService,
         None => {
-            key.addr = Addr::UNSPECIFIED;
+            key.addr = every_address(addr);
             match tables.service(&key) {
                 Some(service) => service,
                 None => return Choice::NotAService,
@@ -62,9 +66,19 @@ pub fn choose(tables: &impl Tables, addr: &Addr, port: Port, proto: u8, client: 
 /// Whether a process of the node may bind to this address and port.
 #[inline(always)]
 pub fn is_reserved(tables: &impl Tables, addr: &Addr, port: Port, proto: u8) -> bool {
+    // A socket on `::` gets IPv4 connections too.
+    let both = *addr == Addr::UNSPECIFIED;
     port.be() != 0
-        && tables.service(&ServiceKey::new(Addr::UNSPECIFIED, port, proto)).is_some()
+        && (tables.service(&ServiceKey::new(every_address(addr), port, proto)).is_some()
+            || both && tables.service(&ServiceKey::new(Addr::UNSPECIFIED_V4, port, proto)).is_some())
         && (is_loopback(addr) || tables.is_node_address(addr))
+}
+
+/// Where the node ports of an address's family are. The families have entries of their own: a socket that is for
+/// IPv6 alone cannot send to an IPv4 backend, and Linux refuses a datagram whose address changes family.
+#[inline(always)]
+fn every_address(addr: &Addr) -> Addr {
+    if addr.is_v4() { Addr::UNSPECIFIED_V4 } else { Addr::UNSPECIFIED }
 }
 
 /// Loopback, or the unspecified address, which Linux takes for loopback when it is a destination.

@@ -38,7 +38,7 @@ pub fn connect(ctx: &SockAddrContext, family: Family) -> i32 {
     let (addr, port) = read(ctx, family);
     match choose(&KernelTables, &addr, port, proto, &client(ctx)) {
         Choice::NotAService => {
-            if proto == UDP {
+            if proto == UDP && !follows_connect(ctx, family) {
                 // A socket may speak to a backend by its own name after it did so by the service's.
                 maps::forget_frontend(&reverse_key(ctx, &Backend::new(addr, port)));
             }
@@ -100,6 +100,22 @@ fn is_proxy(ctx: &SockAddrContext) -> bool {
     unsafe {
         let socket = (*ctx.sock_addr).__bindgen_anon_1.sk;
         !socket.is_null() && (*socket).mark & mark::MASK == mark::PROXY
+    }
+}
+
+/// A connected IPv6 socket whose peer is IPv4 sends by IPv4's way, where the kernel names the connected peer as if the
+/// process had: no news, and what is known of it must stay.
+#[inline(always)]
+fn follows_connect(ctx: &SockAddrContext, family: Family) -> bool {
+    const AF_INET6: u32 = 10;
+    const ESTABLISHED: u32 = 1;
+    // SAFETY: the context is valid for the whole run, and so is the socket, if there is one.
+    unsafe {
+        let socket = (*ctx.sock_addr).__bindgen_anon_1.sk;
+        family == Family::V4
+            && !socket.is_null()
+            && read_volatile(&raw const (*socket).family) == AF_INET6
+            && read_volatile(&raw const (*socket).state) == ESTABLISHED
     }
 }
 

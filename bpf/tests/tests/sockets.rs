@@ -14,7 +14,8 @@ use weft_bpf_tests::node::{Node, in_other_namespace};
 
 const VIP4: &str = "10.96.0.10:80";
 const VIP6: &str = "[fd00:96::10]:80";
-const NODE_PORT: &str = "[::]:30080";
+const NODE_PORT: &str = "0.0.0.0:30080";
+const NODE_PORT6: &str = "[::]:30080";
 const LONG: Duration = Duration::from_secs(5);
 
 #[test]
@@ -154,18 +155,36 @@ fn node_ports_answer_on_loopback_and_on_the_nodes_addresses() {
     let mut node = Node::new(&["192.0.2.7/32", "fd00::7/128"]);
     node.node_address("192.0.2.7");
     node.node_address("fd00::7");
-    let server = TcpListener::bind("127.0.0.1:0").unwrap();
-    let datagrams = echo("127.0.0.1:0");
-    node.service(NODE_PORT, TCP, &[server.local_addr().unwrap()]);
-    node.service(NODE_PORT, UDP, &[datagrams]);
-    for at in ["127.0.0.1:30080", "127.1.2.3:30080", "192.0.2.7:30080", "[::1]:30080", "[fd00::7]:30080"] {
-        let client = TcpStream::connect(at).unwrap_or_else(|error| panic!("{at}: {error}"));
-        assert_eq!(client.peer_addr().unwrap(), addr(at));
-        server.accept().unwrap();
+    for (node_port, local, any, addresses) in [
+        (NODE_PORT, "127.0.0.1:0", "0.0.0.0:0", ["127.0.0.1:30080", "127.1.2.3:30080", "192.0.2.7:30080"].as_slice()),
+        (NODE_PORT6, "[::1]:0", "[::]:0", &["[::1]:30080", "[fd00::7]:30080"]),
+    ] {
+        let server = TcpListener::bind(local).unwrap();
+        node.service(node_port, TCP, &[server.local_addr().unwrap()]);
+        node.service(node_port, UDP, &[echo(local)]);
+        for at in addresses {
+            let client = TcpStream::connect(at).unwrap_or_else(|error| panic!("{at}: {error}"));
+            assert_eq!(client.peer_addr().unwrap(), addr(at));
+            server.accept().unwrap();
+            let client = udp(any);
+            client.send_to(b"hello", at).unwrap();
+            assert_eq!(receive(&client), (b"hello".to_vec(), addr(at)));
+        }
     }
-    let client = udp("0.0.0.0:0");
-    client.send_to(b"hello", "192.0.2.7:30080").unwrap();
-    assert_eq!(receive(&client), (b"hello".to_vec(), addr("192.0.2.7:30080")));
+}
+
+/// An IPv6 socket sends to an IPv4 peer by IPv4's hooks, which name the backend that connect() chose.
+#[test]
+fn an_ipv6_socket_that_is_connected_to_an_ipv4_service_sees_the_service() {
+    let mut node = Node::new(&[]);
+    node.service(VIP4, UDP, &[echo("127.0.0.1:0")]);
+    let mapped = "[::ffff:10.96.0.10]:80";
+    let client = udp("[::]:0");
+    client.connect(mapped).unwrap();
+    for _ in 0..2 {
+        client.send(b"hello").unwrap();
+        assert_eq!(receive(&client), (b"hello".to_vec(), addr(mapped)));
+    }
 }
 
 #[test]
@@ -184,6 +203,7 @@ fn node_ports_are_reserved_on_the_node_and_free_in_pods() {
     let mut node = Node::new(&["192.0.2.7/32"]);
     node.node_address("192.0.2.7");
     node.service(NODE_PORT, TCP, &[]);
+    node.service(NODE_PORT6, TCP, &[]);
     for at in ["0.0.0.0:30080", "127.0.0.1:30080", "192.0.2.7:30080", "[::]:30080", "[::1]:30080"] {
         assert_eq!(TcpListener::bind(at).unwrap_err().kind(), ErrorKind::AddrInUse, "{at}");
     }

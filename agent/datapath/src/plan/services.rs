@@ -14,11 +14,7 @@ pub(super) fn plan(snapshot: &Snapshot) -> (BTreeMap<ServiceKey, ServiceSet>, Ve
     let mut claimed: BTreeMap<ServiceKey, (&ObjectName, ServiceSet)> = BTreeMap::new();
     let mut conflicts = Vec::new();
     for (name, view) in &snapshot.services {
-        // A dual-stack service has its node port twice; the kernel knows it once, and IPv4 backends serve both kinds
-        // of client.
-        let mut frontends: Vec<&Frontend> = view.service.frontends.iter().collect();
-        frontends.sort_by_key(|frontend| frontend.addr.is_ipv6());
-        for frontend in frontends {
+        for frontend in &view.service.frontends {
             let Some(key) = key(frontend) else { continue };
             match claimed.entry(key) {
                 Entry::Vacant(free) => {
@@ -43,8 +39,7 @@ fn key(frontend: &Frontend) -> Option<ServiceKey> {
         Protocol::Tcp | Protocol::Udp => frontend.protocol.number(),
         Protocol::Sctp | Protocol::Icmp | Protocol::Icmpv6 => return None,
     };
-    let addr = if frontend.addr.is_unspecified() { Addr::UNSPECIFIED } else { Addr::from(frontend.addr) };
-    Some(ServiceKey::new(addr, Port::new(frontend.port), proto))
+    Some(ServiceKey::new(Addr::from(frontend.addr), Port::new(frontend.port), proto))
 }
 
 fn set(service: &Service, usable: &[&ModelBackend]) -> ServiceSet {
@@ -97,7 +92,7 @@ mod tests {
     }
 
     #[test]
-    fn a_dual_stack_node_port_is_one_entry_with_ipv4_backends() {
+    fn a_dual_stack_node_port_has_an_entry_and_backends_for_each_family() {
         let mut snapshot = snapshot();
         let mut view = service("shop/web", "10.96.0.10", 80, &["10.1.0.8", "fd00::8"]);
         let mut node_port = view.service.frontends[0].clone();
@@ -107,9 +102,12 @@ mod tests {
         let v4 = Frontend { addr: ip("0.0.0.0"), ..node_port };
         view.service.frontends = vec![v6, v4];
         add(&mut snapshot, view);
-        let key = ServiceKey::new(Addr::UNSPECIFIED, Port::new(30080), 6);
-        let set = ServiceSet { backends: vec![to("10.1.0.8", 8080)], affinity_seconds: 0 };
-        assert_eq!(plan(&snapshot), ([(key, set)].into(), vec![]));
+        let entry = |any, backend| {
+            let set = ServiceSet { backends: vec![to(backend, 8080)], affinity_seconds: 0 };
+            (ServiceKey::new(any, Port::new(30080), 6), set)
+        };
+        let expected = [entry(Addr::UNSPECIFIED, "fd00::8"), entry(Addr::UNSPECIFIED_V4, "10.1.0.8")];
+        assert_eq!(plan(&snapshot), (expected.into(), vec![]));
     }
 
     #[test]

@@ -98,7 +98,8 @@ fn a_service_without_backends_is_known_as_one() {
 #[test]
 fn node_ports_answer_on_the_nodes_addresses_and_on_the_nodes_loopback_only() {
     let tables = Fake { nodes: HashSet::from([addr("192.0.2.1"), addr("fd00::1")]), ..Fake::default() };
-    tables.publish(ServiceKey::new(Addr::UNSPECIFIED, Port::new(30080), TCP), &[backend(1)], 0);
+    tables.publish(ServiceKey::new(Addr::UNSPECIFIED_V4, Port::new(30080), TCP), &[backend(1)], 0);
+    tables.publish(ServiceKey::new(Addr::UNSPECIFIED, Port::new(30080), TCP), &[backend(6)], 0);
     let at =
         |text: &str, on_host| choose(&tables, &addr(text), Port::new(30080), TCP, &Client { on_host, ..client(0) });
     for (text, host, pod) in [
@@ -108,11 +109,13 @@ fn node_ports_answer_on_the_nodes_addresses_and_on_the_nodes_loopback_only() {
         ("127.255.0.9", true, false),
         ("0.0.0.0", true, false),
         ("::1", true, false),
+        ("::", true, false),
         ("192.0.2.2", false, false),
         ("fd00::2", false, false),
     ] {
         for (on_host, answers) in [(true, host), (false, pod)] {
-            let expected = if answers { Choice::Backend(backend(1)) } else { Choice::NotAService };
+            let of_family = backend(if addr(text).is_v4() { 1 } else { 6 });
+            let expected = if answers { Choice::Backend(of_family) } else { Choice::NotAService };
             assert_eq!(at(text, on_host), expected, "{text}, on the host: {on_host}");
         }
     }
@@ -121,7 +124,7 @@ fn node_ports_answer_on_the_nodes_addresses_and_on_the_nodes_loopback_only() {
 #[test]
 fn a_service_of_its_own_comes_before_the_node_port() {
     let tables = Fake { nodes: HashSet::from([vip().addr]), ..Fake::default() };
-    tables.publish(ServiceKey { addr: Addr::UNSPECIFIED, ..vip() }, &[backend(1)], 0);
+    tables.publish(ServiceKey { addr: Addr::UNSPECIFIED_V4, ..vip() }, &[backend(1)], 0);
     tables.publish(vip(), &[backend(2)], 0);
     assert_eq!(ask(&tables, &vip(), &client(0)), Choice::Backend(backend(2)));
 }
@@ -129,10 +132,18 @@ fn a_service_of_its_own_comes_before_the_node_port() {
 #[test]
 fn node_ports_are_reserved_where_they_answer() {
     let tables = Fake { nodes: HashSet::from([addr("192.0.2.1")]), ..Fake::default() };
-    tables.publish(ServiceKey::new(Addr::UNSPECIFIED, Port::new(30080), TCP), &[], 0);
+    tables.publish(ServiceKey::new(Addr::UNSPECIFIED_V4, Port::new(30080), TCP), &[], 0);
+    tables.publish(ServiceKey::new(Addr::UNSPECIFIED, Port::new(30086), TCP), &[], 0);
     let reserved = |text: &str, port| is_reserved(&tables, &addr(text), Port::new(port), TCP);
-    for text in ["0.0.0.0", "::", "127.0.0.1", "::1", "192.0.2.1"] {
-        assert!(reserved(text, 30080), "{text}");
+    for (text, of_v4, of_v6) in [
+        ("0.0.0.0", true, false),
+        ("127.0.0.1", true, false),
+        ("192.0.2.1", true, false),
+        ("::1", false, true),
+        // Takes connections of both families.
+        ("::", true, true),
+    ] {
+        assert_eq!((reserved(text, 30080), reserved(text, 30086)), (of_v4, of_v6), "{text}");
         assert!(!reserved(text, 30081) && !reserved(text, 0), "{text}");
     }
     assert!(!reserved("10.0.0.1", 30080), "the proxy binds to clients' addresses");
