@@ -7,6 +7,7 @@ use crate::{
     endpoints::EndpointTable,
     host,
     identities::IdentityFile,
+    memory::MeshMemory,
     mesh::{Mesh, Setting},
     overlay::PodOverlay,
     proxy::link::{Link, ProxyState},
@@ -113,7 +114,7 @@ impl App {
             trust_domain,
             listen: config.mesh.listen,
         };
-        let (mesh, mesh_updates) = Mesh::start(setting, ca.clone()).await?;
+        let (mesh, mesh_updates) = Mesh::start(setting, ca.clone(), MeshMemory::restore(&config.state_dir)).await?;
 
         let (mut endpoints, bad) = EndpointTable::restore(config.runtime_dir.join("endpoints"))?;
         for file in bad {
@@ -192,7 +193,8 @@ impl App {
             async move { ("metrics", server::serve_metrics(metrics, shared, stop).await.map_err(Into::into)) }
         });
         let cni_dir = config.state_dir.join("cni");
-        let control = Control { store, overlay, endpoints, cni_dir, identities, appliers, mesh, writer, shared: shared.clone() };
+        let control =
+            Control { store, overlay, endpoints, cni_dir, identities, appliers, mesh, writer, shared: shared.clone() };
         let inputs = Inputs { events: event_source, commands: command_queue, mesh: mesh_updates, proxy };
         let token = stop.clone();
         tasks.spawn(async move { ("control", Ok(control.run(inputs, token).await)) });

@@ -11,7 +11,11 @@ use crate::{
     shared::Shared,
     sources::{self, writer::Writer},
 };
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 use tokio::{
     sync::{mpsc, oneshot, watch},
     time::{self, MissedTickBehavior},
@@ -161,6 +165,13 @@ impl Control {
 
     async fn round(&mut self) -> Applied {
         let mut snapshot = self.store.snapshot();
+        let recalled = self.mesh.recall(&snapshot, Instant::now());
+        if !recalled.is_empty() {
+            for event in recalled {
+                self.store.apply(event);
+            }
+            snapshot = self.store.snapshot();
+        }
         match self.mesh.follow(&snapshot, matches!(self.writer, Writer::Directory(_))) {
             Ok(events) if events.is_empty() => self.appliers.mesh_error(None),
             Ok(events) => {

@@ -20,6 +20,7 @@ pub mod control;
 pub mod endpoints;
 pub mod host;
 pub mod identities;
+pub mod memory;
 pub mod mesh;
 pub mod overlay;
 pub mod proxy;

@@ -1,12 +1,12 @@
 //! This node's part in the mesh: the server that others read, and a reader for each connected cluster; with the
 //! directory source also one for each other node of this cluster, for what only that node knows.
-use crate::api::types::MeshPeerStatus;
+use crate::{api::types::MeshPeerStatus, memory::MeshMemory};
 use arc_swap::ArcSwap;
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, SocketAddr},
     sync::Arc,
-    time::SystemTime,
+    time::{Instant, SystemTime},
 };
 use tokio::sync::mpsc;
 use weft_certs::{CaError, ClusterCa, Identity, SVID_LIFETIME, SharedIdentity, TlsError, TrustBundles, rotation};
@@ -14,7 +14,7 @@ use weft_clustermesh::{
     MeshServer, MeshServerConfig, NodeReader, NodeUpdate, PeerConfig, PeerReader, PeerState, PeerUpdate, ServerError,
     tls,
 };
-use weft_clustermesh_core::{ExportOptions, export};
+use weft_clustermesh_core::{ExportOptions, export, liveness::PeerKind};
 use weft_identity::TrustDomain;
 use weft_model::{
     snapshot::Snapshot,
@@ -62,6 +62,11 @@ pub struct Mesh {
     node_readers: BTreeMap<String, (SocketAddr, NodeReader)>,
     states: BTreeMap<ClusterName, PeerState>,
     clusters: BTreeMap<ClusterName, RemoteCluster>,
+    memory: MeshMemory,
+    /// Clusters known from an earlier run alone, and since when they are waited for.
+    unheard: BTreeMap<ClusterName, Instant>,
+    /// Nodes that the memory was asked for.
+    recalled: BTreeSet<String>,
     published: Option<Arc<Snapshot>>,
     view: MeshView,
     updates: mpsc::Sender<PeerUpdate>,
@@ -84,7 +89,8 @@ pub struct Setting {
 
 impl Mesh {
     /// Starts the server, where there is an address for it. Readers come with `follow`.
-    pub async fn start(setting: Setting, ca: Arc<ClusterCa>) -> Result<(Self, Updates), MeshError> {
+    /// `memory`: what an earlier run of this agent knew of the others.
+    pub async fn start(setting: Setting, ca: Arc<ClusterCa>, memory: MeshMemory) -> Result<(Self, Updates), MeshError> {
         let (updates, peers) = mpsc::channel(UPDATES_IN_FLIGHT);
         let (node_updates, nodes) = mpsc::channel(UPDATES_IN_FLIGHT);
         let Setting { cluster, node, trust_domain, listen } = setting;
@@ -115,6 +121,9 @@ impl Mesh {
             node_readers: BTreeMap::new(),
             states: BTreeMap::new(),
             clusters: BTreeMap::new(),
+            memory,
+            unheard: BTreeMap::new(),
+            recalled: BTreeSet::new(),
             published: None,
             view: MeshView::default(),
             updates,
@@ -125,6 +134,45 @@ impl Mesh {
 
     pub fn view(&self) -> MeshView {
         self.view.clone()
+    }
+
+    /// What an earlier run knew of the clusters and nodes that the snapshot names, until they are heard: the store must
+    /// hear it before anything is written. A cluster that does not speak up counts as dead in time, and stays known.
+    pub fn recall(&mut self, snapshot: &Snapshot, now: Instant) -> Vec<Event> {
+        let mut events = Vec::new();
+        for peer in &snapshot.mesh_peers {
+            if !self.readers.contains_key(&peer.cluster)
+                && !self.clusters.contains_key(&peer.cluster)
+                && let Some(cluster) = self.memory.cluster(peer)
+            {
+                self.clusters.insert(cluster.name.clone(), cluster.clone());
+                self.unheard.insert(cluster.name.clone(), now);
+                events.push(Event::Remote(Box::new(cluster.clone())));
+            }
+        }
+        for (name, since) in &self.unheard {
+            let Some(cluster) = self.clusters.get_mut(name).filter(|cluster| cluster.alive) else { continue };
+            let kind = if cluster.hbone { PeerKind::Weft } else { PeerKind::Cilium };
+            if now.saturating_duration_since(*since) > kind.timeout() {
+                cluster.alive = false;
+                events.push(Event::Remote(Box::new(cluster.clone())));
+            }
+        }
+        for node in snapshot.nodes.iter().filter(|node| node.cluster == self.cluster && node.name != self.node) {
+            if !self.node_readers.contains_key(&node.name)
+                && self.recalled.insert(node.name.clone())
+                && let Some(facts) = self.memory.node(&node.name)
+            {
+                events.push(Event::NodeFacts { node: node.name.clone(), facts: Some(facts.clone()) });
+            }
+        }
+        if snapshot.synced {
+            let has_node = |name: &str| snapshot.nodes.iter().any(|n| n.cluster == self.cluster && n.name == name);
+            self.recalled.retain(|name| has_node(name));
+            self.memory.keep_only(|name| snapshot.mesh_peers.iter().any(|peer| peer.cluster == *name), has_node);
+        }
+        self.memory.save(now);
+        events
     }
 
     /// Starts and stops readers so that they match the snapshot. `nodes_too`: the source does not carry what only a node
@@ -155,6 +203,7 @@ impl Mesh {
             // A peer that only moved stays known until its new reader has heard it.
             if !wanted.contains_key(&name) {
                 self.clusters.remove(&name);
+                self.unheard.remove(&name);
                 events.push(Event::RemoteGone(name));
             }
         }
@@ -217,6 +266,8 @@ impl Mesh {
                 if !self.readers.contains_key(&cluster.name) {
                     return None;
                 }
+                self.unheard.remove(&cluster.name);
+                self.memory.cluster_told(&cluster);
                 self.clusters.insert(cluster.name.clone(), (*cluster).clone());
                 Some(Event::Remote(cluster))
             }
@@ -231,6 +282,7 @@ impl Mesh {
         let facts = update.facts.and_then(|node| {
             Some(NodeFacts { wireguard_key: node.wireguard_key?, wireguard_port: node.wireguard_port })
         });
+        self.memory.node_told(&update.node, facts.as_ref());
         Event::NodeFacts { node: update.node, facts }
     }
 

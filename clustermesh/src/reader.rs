@@ -178,10 +178,8 @@ async fn follow_node(
     while let Some(event) = events.recv().await {
         let mut facts = known.clone();
         let changes = match event {
-            Event::Listed(kvs) => {
-                facts = None;
-                kvs.into_iter().map(|(key, value)| Change::Put { key, value }).collect()
-            }
+            // A node whose agent has just started has not yet written of itself: its last facts stand.
+            Event::Listed(kvs) => kvs.into_iter().map(|(key, value)| Change::Put { key, value }).collect(),
             Event::Changes(changes) => changes,
             Event::Connected(_) | Event::Disconnected { .. } => continue,
         };

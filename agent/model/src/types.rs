@@ -227,6 +227,7 @@ pub struct RemoteCluster {
     /// False: its heartbeat is overdue or its connection is lost. Its backends are not used, its addresses, identities
     /// and nodes stay known.
     pub alive: bool,
+    #[serde(with = "pairs")]
     pub services: BTreeMap<ObjectName, RemoteService>,
     pub nodes: BTreeMap<String, Node>,
     pub workloads: Vec<Workload>,
@@ -240,6 +241,28 @@ pub struct RemoteCluster {
 pub struct RemoteService {
     pub shared: bool,
     pub backends: Vec<Backend>,
+}
+
+/// A map as a list: JSON has text for keys only.
+mod pairs {
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+    use std::collections::BTreeMap;
+
+    pub fn serialize<K: Serialize, V: Serialize, S: Serializer>(
+        map: &BTreeMap<K, V>,
+        to: S,
+    ) -> Result<S::Ok, S::Error> {
+        to.collect_seq(map)
+    }
+
+    pub fn deserialize<'de, K, V, D>(from: D) -> Result<BTreeMap<K, V>, D::Error>
+    where
+        K: Deserialize<'de> + Ord,
+        V: Deserialize<'de>,
+        D: Deserializer<'de>,
+    {
+        Ok(Vec::<(K, V)>::deserialize(from)?.into_iter().collect())
+    }
 }
 
 // ---- Weft's own kinds ---------------------------------------------------------------------------------------------
