@@ -202,7 +202,7 @@ fn wireguard(scene: &Scene) -> Result<()> {
     let encrypted = count("udp port 51871")?;
     // The agents' own mesh connection is mutual TLS between the nodes; everything else must be WireGuard.
     let mesh = count("tcp port 32379")?;
-    let plain = count("not udp port 51871 and not tcp port 32379 and not arp and not icmp6")?;
+    let plain = count("not udp port 51871 and not tcp port 32379 and not arp and not icmp6 and not ip6 multicast")?;
     fs::remove_file(&file).context("cannot remove the capture")?;
     if encrypted == 0 || plain > 0 {
         bail!("{encrypted} packets of WireGuard, {plain} others");
