@@ -33,6 +33,8 @@ enum Command {
     Setup,
     /// Build the kernel programs, the plugins and the binaries
     Build,
+    /// Build the Wasm plugins alone, into target/plugins
+    Plugins,
     /// Set up, build, and run every test
     Test(stages::Options),
     /// Compare with kube-proxy's rules, Envoy and haproxy, in release builds
@@ -64,6 +66,7 @@ fn run(command: Command) -> Result<ExitCode> {
         }
         Command::Test(options) => return stages::test(&options),
         Command::Bench(options) => return bench::bench(&options),
+        Command::Plugins => build::plugins()?,
         Command::Demo(options) => return demo::run(&options),
         Command::Deps => deps::check()?,
         Command::Kubernetes => build::kubernetes()?,
