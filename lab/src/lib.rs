@@ -9,7 +9,7 @@
 //! | `kubelet`, `pod`, `container`, `probe`, `cni`, `pods`, `report` | running pods and reporting on them |
 //! | `cluster`, `supervisor`, `control`, `cleanup` | the whole, its socket, its end |
 //! | `lab` | the vocabulary of tests |
-//! | `server`, `load` | what runs in example pods |
+//! | `server`, `load`, `dial` | what runs in example pods |
 //!
 //! Tasks: the supervisor owns the clusters; a cluster owns its source, its kubelet, a look at each agent, and two
 //! daemons a node; a kubelet owns its pods, a pod its containers. Each ends with its owner. Channels are `watch`
@@ -21,6 +21,7 @@ mod container;
 pub mod control;
 mod control_plane;
 mod daemons;
+pub mod dial;
 mod fabric;
 mod forward;
 mod kubelet;

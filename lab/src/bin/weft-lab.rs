@@ -12,6 +12,7 @@ use std::{
 };
 use weft_lab::{
     control::{self, LabStatus, Reply, Request},
+    dial,
     layout::{self, DEFAULT_RUNTIME_DIR, Layout, ProcessId, Source},
     load,
     place::Place,
@@ -81,6 +82,8 @@ enum Command {
     Serve(server::Options),
     /// Make HTTP requests at a rate, and print counts as JSON
     Load(load::Options),
+    /// Call an echo server over TCP or UDP, and print as JSON what the socket saw
+    Dial(dial::Options),
     /// Own a running lab
     #[command(hide = true)]
     Supervise {
@@ -91,7 +94,8 @@ enum Command {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    if !matches!(arguments.command, Command::Serve(_) | Command::Load(_) | Command::Supervise { .. }) {
+    if !matches!(arguments.command, Command::Serve(_) | Command::Load(_) | Command::Dial(_) | Command::Supervise { .. })
+    {
         // A reader that has seen enough ends a command of a few lines, as it does with other tools.
         // SAFETY: no handler is set, only the default one.
         let _ = unsafe { nix::sys::signal::signal(Signal::SIGPIPE, SigHandler::SigDfl) };
@@ -141,6 +145,7 @@ fn run(arguments: Arguments) -> Result<ExitCode> {
             let summary = runtime()?.block_on(load::run(options))?;
             println!("{}", serde_json::to_string(&summary)?);
         }
+        Command::Dial(options) => println!("{}", serde_json::to_string(&dial::run(&options)?)?),
         Command::Supervise { owner } => supervise(&runtime_dir, name, owner)?,
     }
     Ok(ExitCode::SUCCESS)
