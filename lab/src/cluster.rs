@@ -28,7 +28,7 @@ pub struct Cluster {
     pods: watch::Receiver<Pods>,
     board: Board,
     power: watch::Sender<bool>,
-    _control_plane: Option<ControlPlane>,
+    control_plane: Option<ControlPlane>,
     /// The source, the kubelet and the looks at the agents; they end with the cluster.
     _tasks: JoinSet<()>,
 }
@@ -73,7 +73,7 @@ impl Cluster {
                 let server = ApiServer::connect(layout, name).await?;
                 control_plane.ready(&server).await?;
                 server.register(spec).await?;
-                server.apply(ControlPlane::kinds()?).await?;
+                server.apply(ControlPlane::manifests()?).await?;
                 server.apply(manifests::documents(&manifests_folder)?).await?;
                 let nodes = spec.nodes.iter().map(|node| node.name.clone()).collect();
                 tasks.spawn(server.clone().follow(nodes, publish));
@@ -99,7 +99,7 @@ impl Cluster {
             });
         }
         tasks.spawn(kubelet::run(slots, pods.clone(), Reporter { sink, board: board.clone() }));
-        Ok(Self { spec: spec.clone(), nodes, pods, board, power, _control_plane: control_plane, _tasks: tasks })
+        Ok(Self { spec: spec.clone(), nodes, pods, board, power, control_plane, _tasks: tasks })
     }
 
     pub fn name(&self) -> &str {
@@ -130,13 +130,15 @@ impl Cluster {
             Role::Agent => &node.agent,
             Role::Proxy => &node.proxy,
         };
-        let order = match action {
-            Action::Kill => Order::Signal(Signal::SIGKILL),
-            Action::Terminate => Order::Signal(Signal::SIGTERM),
-            Action::KillAndKeepDown => Order::Stop(Signal::SIGKILL),
-            Action::Start => Order::Start,
-        };
-        daemon.order(order).await;
+        daemon.order(order(action)).await;
+        Ok(())
+    }
+
+    /// Fails if the cluster has no API server.
+    pub async fn api_server(&self, action: Action) -> Result<(), String> {
+        let found = self.control_plane.as_ref();
+        let control_plane = found.ok_or_else(|| format!("cluster {} has no API server", self.spec.name))?;
+        control_plane.order_api_server(order(action)).await;
         Ok(())
     }
 
@@ -150,6 +152,15 @@ impl Cluster {
         }
         self.power.send_replace(on);
         Ok(())
+    }
+}
+
+fn order(action: Action) -> Order {
+    match action {
+        Action::Kill => Order::Signal(Signal::SIGKILL),
+        Action::Terminate => Order::Signal(Signal::SIGTERM),
+        Action::KillAndKeepDown => Order::Stop(Signal::SIGKILL),
+        Action::Start => Order::Start,
     }
 }
 

@@ -39,6 +39,11 @@ pub enum Request {
         role: Role,
         action: Action,
     },
+    /// Only where the source is Kubernetes.
+    ApiServer {
+        cluster: String,
+        action: Action,
+    },
     /// Off: every process of the cluster dies at once and its cables are pulled. On: it boots.
     Power {
         cluster: String,

@@ -8,7 +8,7 @@ use crate::{
     kubernetes::ApiServer,
     layout::Layout,
     place::Place,
-    process::{Daemon, Program},
+    process::{Daemon, Order, Program},
     spec::{ClusterSpec, Spec},
 };
 use anyhow::{Context, Result, bail};
@@ -28,6 +28,11 @@ const PORT: u16 = 6443;
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Weft's kinds and those of Cilium's that it reads.
 const KINDS: &str = include_str!("../../deploy/crds/kinds.yaml");
+/// What the agents may do. They get no more here than in any other cluster.
+const ROLE: &str = include_str!("../../deploy/agent-rbac.yaml");
+const AGENT: &str = "system:serviceaccount:weft-system:weft-agent";
+const AGENT_GROUPS: &str = "system:serviceaccounts,system:serviceaccounts:weft-system,system:authenticated";
+const API_SERVER: &str = "kube-apiserver";
 
 /// Its servers end with this.
 pub struct ControlPlane {
@@ -45,12 +50,15 @@ impl ControlPlane {
         let place = Place::control_plane(layout, &cluster.name);
         let forwarder = Forwarder::start(place.clone(), SocketAddr::from((address, PORT))).await?;
         write_certificates(&folder, cluster, address)?;
-        let token = token()?;
-        fs::write(folder.join("tokens.csv"), format!("{token},lab,lab,system:masters\n"))?;
+        let (token, agents) = (token()?, token()?);
+        let tokens = format!("{token},lab,lab,system:masters\n{agents},{AGENT},weft-agent,\"{AGENT_GROUPS}\"\n");
+        fs::write(folder.join("tokens.csv"), tokens)?;
         let here = forwarder.address().to_string();
         write_yaml(&layout.kubeconfig(&cluster.name), &kubeconfig(cluster, &folder, &token, &here)?)?;
         let there = format!("{address}:{PORT}");
-        write_yaml(&layout.node_kubeconfig(&cluster.name), &kubeconfig(cluster, &folder, &token, &there)?)?;
+        write_yaml(&layout.node_kubeconfig(&cluster.name), &kubeconfig(cluster, &folder, &agents, &there)?)?;
+        let manager_kubeconfig = folder.join("manager-kubeconfig");
+        write_yaml(&manager_kubeconfig, &kubeconfig(cluster, &folder, &token, &there)?)?;
 
         let program = |name: &'static str, path: PathBuf, arguments: Vec<String>| {
             let log = layout.logs(&cluster.name).join(format!("{name}.log"));
@@ -81,7 +89,7 @@ impl ControlPlane {
             "--allow-privileged=true".to_owned(),
         ];
         let manager = vec![
-            format!("--kubeconfig={}", layout.node_kubeconfig(&cluster.name).display()),
+            format!("--kubeconfig={}", manager_kubeconfig.display()),
             format!("--service-account-private-key-file={}", file("server.key")),
             format!("--root-ca-file={}", file("ca.crt")),
             "--use-service-account-credentials=false".to_owned(),
@@ -93,7 +101,7 @@ impl ControlPlane {
         ];
         let daemons = vec![
             program("etcd", "etcd".into(), etcd),
-            program("kube-apiserver", built.kubernetes("kube-apiserver"), api_server),
+            program(API_SERVER, built.kubernetes(API_SERVER), api_server),
             program("kube-controller-manager", built.kubernetes("kube-controller-manager"), manager),
         ];
         Ok(Self { daemons, folder, _forwarder: forwarder })
@@ -113,9 +121,18 @@ impl ControlPlane {
         Ok(())
     }
 
-    /// The kinds that a cluster for Weft has to know.
-    pub fn kinds() -> Result<Vec<Value>> {
-        crate::manifests::values(KINDS).map_err(|error| anyhow::anyhow!("deploy/crds: {error}"))
+    /// What a cluster for Weft holds before anything else: the kinds, and the agents' role.
+    pub fn manifests() -> Result<Vec<Value>> {
+        let read = |text, file| crate::manifests::values(text).map_err(|error| anyhow::anyhow!("{file}: {error}"));
+        let mut all = read(KINDS, "deploy/crds/kinds.yaml")?;
+        all.extend(read(ROLE, "deploy/agent-rbac.yaml")?);
+        Ok(all)
+    }
+
+    pub async fn order_api_server(&self, order: Order) {
+        for (_, daemon) in self.daemons.iter().filter(|(name, _)| *name == API_SERVER) {
+            daemon.order(order).await;
+        }
     }
 }
 

@@ -163,6 +163,33 @@ impl Lab {
         self.daemon(node, Role::Proxy, Action::Start);
     }
 
+    /// SIGKILL to the cluster's API server, and nobody starts it again until [`Self::resume_api_server`].
+    pub fn stop_api_server(&self, cluster: &str) {
+        self.done(&Request::ApiServer { cluster: cluster.to_owned(), action: Action::KillAndKeepDown });
+    }
+    pub fn resume_api_server(&self, cluster: &str) {
+        self.done(&Request::ApiServer { cluster: cluster.to_owned(), action: Action::Start });
+    }
+
+    /// Runs `kubectl` as the cluster's administrator; fails the test if it fails.
+    pub fn kubectl<const N: usize>(&self, cluster: &str, arguments: [&str; N]) -> String {
+        succeeded(&format!("kubectl {}", arguments.join(" ")), self.try_kubectl(cluster, &arguments))
+    }
+
+    /// As [`Self::kubectl`], whatever comes of it.
+    pub fn try_kubectl(&self, cluster: &str, arguments: &[&str]) -> Output {
+        let mut command = Command::new("kubectl");
+        command.arg("--kubeconfig").arg(self.layout.kubeconfig(cluster)).args(arguments);
+        command.output().expect("kubectl is installed")
+    }
+
+    /// `kubectl apply` of manifests given as text.
+    pub fn apply(&self, cluster: &str, manifests: &str) -> Output {
+        let mut file = tempfile::NamedTempFile::new().expect("a file for the manifests");
+        std::io::Write::write_all(&mut file, manifests.as_bytes()).expect("the manifests are written");
+        self.try_kubectl(cluster, &["apply", "-f", &file.path().to_string_lossy()])
+    }
+
     /// Every process of the cluster dies at once and its cables are pulled.
     pub fn kill_cluster(&self, cluster: &str) {
         self.done(&Request::Power { cluster: cluster.to_owned(), on: false });

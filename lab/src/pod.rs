@@ -45,6 +45,8 @@ struct Life {
     wanted: watch::Receiver<Wanted>,
     reporter: Reporter,
     report: PodReport,
+    /// The last report was not taken.
+    unreported: bool,
 }
 
 /// Runs the pod until it is deleted and gone.
@@ -60,7 +62,7 @@ pub async fn live(key: PodKey, node: NodeContext, wanted: watch::Receiver<Wanted
         containers: Vec::new(),
         message: None,
     };
-    let mut life = Life { key, node, wanted, reporter, report };
+    let mut life = Life { key, node, wanted, reporter, report, unreported: false };
     life.publish().await;
     life.through().await;
 }
@@ -190,6 +192,7 @@ impl Life {
             tokio::select! {
                 ended = tasks.join_next() => if ended.is_none() { break },
                 () = any_changed(&mut views) => {}
+                () = sleep(RETRY), if self.unreported => {}
                 Ok(()) = self.node.power.changed() => {
                     wish.send_replace(self.wish(deleted));
                 }
@@ -245,7 +248,7 @@ impl Life {
 
     async fn publish(&mut self) {
         let pod = self.wanted.borrow().pod.clone();
-        self.reporter.publish(&pod, &self.report).await;
+        self.unreported = !self.reporter.publish(&pod, &self.report).await;
     }
 
     fn spec(&self) -> PodSpec {

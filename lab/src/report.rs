@@ -12,7 +12,11 @@ use std::{
     fs, io,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
+use tokio::time::sleep;
+
+const RETRY: Duration = Duration::from_secs(1);
 
 /// The latest report of each pod of a cluster. Bounded by the number of pods.
 #[derive(Clone, Debug, Default)]
@@ -46,29 +50,35 @@ impl Board {
 }
 
 impl Reporter {
-    pub async fn publish(&self, pod: &Pod, report: &PodReport) {
+    /// False: it has to be said again.
+    pub async fn publish(&self, pod: &Pod, report: &PodReport) -> bool {
         self.board.put(report.clone());
         let written = match &self.sink {
             Sink::Folder(folder) => write_pod(folder, pod, report).map_err(|error| error.to_string()),
             Sink::Kubernetes(server) => server.report(report).await.map_err(|error| error.to_string()),
         };
-        if let Err(error) = written {
-            tracing::warn!(pod = %report.key, error, "the pod's state was not reported");
+        if let Err(error) = &written {
+            tracing::warn!(pod = %report.key, error, "the pod's state was not reported; it will be said again");
         }
+        written.is_ok()
     }
 
-    /// The pod is gone.
+    /// The pod is gone. Says so to an API server until it hears: nobody else lets the object go.
     pub async fn remove(&self, key: &PodKey, uid: Option<&str>) {
         self.board.take(key);
-        let removed = match &self.sink {
+        match &self.sink {
             Sink::Folder(folder) => match fs::remove_file(pod_file(folder, key)) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error.to_string()),
-                _ => Ok(()),
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    tracing::warn!(pod = %key, %error, "the pod's end was not reported");
+                }
+                _ => {}
             },
-            Sink::Kubernetes(server) => server.forget(key, uid).await.map_err(|error| error.to_string()),
-        };
-        if let Err(error) = removed {
-            tracing::warn!(pod = %key, error, "the pod's end was not reported");
+            Sink::Kubernetes(server) => {
+                while let Err(error) = server.forget(key, uid).await {
+                    tracing::warn!(pod = %key, %error, "the pod's end was not reported; it will be said again");
+                    sleep(RETRY).await;
+                }
+            }
         }
     }
 }

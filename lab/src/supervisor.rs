@@ -96,6 +96,10 @@ impl Lab {
                 Ok(cluster) => cluster.daemon(&node, role, action).await,
                 Err(error) => Err(error),
             },
+            Request::ApiServer { cluster, action } => match find(&cluster) {
+                Ok(cluster) => cluster.api_server(action).await,
+                Err(error) => Err(error),
+            },
             Request::Power { cluster, on } => match find(&cluster) {
                 Ok(cluster) => cluster.set_power(&self.layout, &self.record.spec, on).await,
                 Err(error) => Err(error),

@@ -84,8 +84,7 @@ pub fn verdicts(snapshot: &Snapshot, proxy: Option<&ProxyStatus>) -> BTreeMap<(K
     let prefix = format!("{} ", Kind::WasmPlugin.name());
     for error in &snapshot.object_errors {
         let Some(name) = error.object.strip_prefix(&prefix) else { continue };
-        let condition =
-            Condition { name: "Accepted", holds: false, reason: "Invalid", message: error.message.clone() };
+        let condition = Condition { name: "Accepted", holds: false, reason: "Invalid", message: error.message.clone() };
         verdicts.insert((Kind::WasmPlugin, object_name(name)), Verdict { condition, failure: None });
     }
     verdicts

@@ -38,7 +38,9 @@ fn one(status: &Status) -> String {
     text += &format!("\n\n  Dropped: {}", if drops.is_empty() { "nothing".to_owned() } else { drops.join(", ") });
     text += &format!("\n  Flows: {} seen, {} lost", status.flows_seen, status.flows_lost);
     for error in &status.object_errors {
-        text += &format!("\n  {} {}: {}: {}", colour(output::RED, "!"), error.origin, error.object, error.message);
+        let about = [&error.origin, &error.object, &error.message].map(String::as_str);
+        let about: Vec<&str> = about.into_iter().filter(|part| !part.is_empty()).collect();
+        text += &format!("\n  {} {}", colour(output::RED, "!"), about.join(": "));
     }
     text
 }

@@ -1,6 +1,8 @@
 //! A Kubernetes API server, by watches. A lost watch is resumed where it ended; lists are paged and spread in time.
-use super::KUBERNETES;
+use super::{KUBERNETES, WATCH_OF};
+use crate::control::chain;
 use futures::StreamExt;
+use k8s_openapi::jiff::Timestamp;
 use kube::{
     Api, Client, Config,
     api::{ApiResource, DynamicObject, GroupVersionKind, Patch, PatchParams},
@@ -24,6 +26,9 @@ use weft_model::{
     types::{MeshPeer, ObjectName},
 };
 
+/// Owns the fields that agents write.
+const MANAGER: &str = "weft";
+
 /// How long a watch may fail at the start before its errors are told; an API server that is starting is no news.
 const FIRST_ERROR_AFTER: Duration = Duration::from_secs(3);
 
@@ -45,6 +50,24 @@ pub enum KubeError {
         #[source]
         cause: Box<kube::Error>,
     },
+}
+
+/// What became of an object.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Verdict {
+    pub condition: Condition,
+    /// What does not work on this node alone.
+    pub failure: Option<String>,
+}
+
+/// A condition of an object's status.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Condition {
+    pub name: &'static str,
+    pub holds: bool,
+    /// One word, for programs.
+    pub reason: &'static str,
+    pub message: String,
 }
 
 pub async fn client(kubeconfig: Option<&Path>, context: Option<&str>) -> Result<Client, KubeError> {
@@ -97,7 +120,7 @@ pub async fn follow(client: Client, events: Sender<Event>) {
 
 async fn watch(client: Client, kind: Kind, events: Sender<Event>, synced: Sender<()>) -> Result<(), SendError<Event>> {
     let resource = resource(kind);
-    let origin = format!("watch of {}", resource.plural);
+    let origin = format!("{WATCH_OF}{}", resource.plural);
     let source = || KUBERNETES.to_owned();
     let mut synced = Some(synced);
     let mut present: Option<BTreeSet<ObjectName>> = None;
@@ -118,7 +141,7 @@ async fn watch(client: Client, kind: Kind, events: Sender<Event>, synced: Sender
                         if let Some(present) = &mut present {
                             present.insert(name_of(&object));
                         }
-                        if let Some(object) = as_value(object, &resource) {
+                        if let Some(object) = as_value(object, kind, &resource) {
                             events.send(Event::Upsert { source: source(), object }).await?;
                         }
                     }
@@ -148,7 +171,9 @@ async fn watch(client: Client, kind: Kind, events: Sender<Event>, synced: Sender
                     failing = true;
                     let message = match missing {
                         true => format!("{} is not installed: kubectl apply -f deploy/crds", resource.plural),
-                        false => format!("{error}; what it said last stays in force, and it is tried again"),
+                        false => {
+                            format!("{}; what it said last stays in force, and it is tried again", chain(&error))
+                        }
                     };
                     let message = Some(message);
                     events.send(Event::Problem { source: source(), origin: origin.clone(), message }).await?;
@@ -178,12 +203,16 @@ fn name_of(object: &DynamicObject) -> ObjectName {
 }
 
 /// The object with the fields that a list leaves out, and without those that only cost memory.
-fn as_value(object: DynamicObject, resource: &ApiResource) -> Option<Value> {
+fn as_value(object: DynamicObject, kind: Kind, resource: &ApiResource) -> Option<Value> {
     let mut value = serde_json::to_value(object).ok()?;
     value["apiVersion"] = json!(resource.api_version);
     value["kind"] = json!(resource.kind);
     if let Some(Value::Object(metadata)) = value.get_mut("metadata") {
         metadata.remove("managedFields");
+    }
+    if OPTIONAL.contains(&kind) {
+        // Only agents write it: their own words are no news.
+        value.as_object_mut().map(|object| object.remove("status"));
     }
     Some(value)
 }
@@ -205,7 +234,7 @@ pub async fn apply_mesh_peer(client: &Client, peer: &MeshPeer) -> Result<(), Kub
     let api: Api<DynamicObject> = Api::all_with(client.clone(), &resource(Kind::MeshPeer));
     let name = peer.cluster.as_str();
     let object = super::mesh_peer_object(peer);
-    let write = api.patch(name, &PatchParams::apply("weft").force(), &Patch::Apply(&object)).await;
+    let write = api.patch(name, &PatchParams::apply(MANAGER).force(), &Patch::Apply(&object)).await;
     written(write, || format!("MeshPeer {name}"))
 }
 
@@ -218,29 +247,113 @@ pub async fn delete_mesh_peer(client: &Client, name: &str) -> Result<(), KubeErr
     }
 }
 
-/// Writes what became of a policy to its status.
-pub async fn policy_status(
+/// Writes what became of an object to its status. All agents say the same of the condition, so it is one field owner's;
+/// what fails on one node alone is an entry of that node's, which goes when the failure does.
+pub async fn write_verdict(
     client: &Client,
     kind: Kind,
-    namespace: &str,
-    name: &str,
-    state: &str,
+    name: &ObjectName,
+    node: &str,
+    verdict: &Verdict,
 ) -> Result<(), KubeError> {
     let resource = resource(kind);
-    let api: Api<DynamicObject> = match namespace {
+    let api: Api<DynamicObject> = match name.namespace.as_str() {
         "" => Api::all_with(client.clone(), &resource),
         namespace => Api::namespaced_with(client.clone(), namespace, &resource),
     };
-    let valid = if state.starts_with("rejected") { "False" } else { "True" };
-    let condition = json!({
-        "type": "Valid", "status": valid, "reason": if valid == "True" { "Accepted" } else { "Unsupported" },
-        "message": state, "lastTransitionTime": Value::Null,
-    });
-    let patch = json!({ "status": { "conditions": [condition] } });
-    let write = api.patch_status(name, &PatchParams::default(), &Patch::Merge(&patch)).await;
-    written(write, || format!("the status of {} {namespace}/{name}", kind.name()))
+    let told = || format!("the status of {} {name}", kind.name());
+    let known = match api.get(&name.name).await {
+        Ok(object) => object.data.get("status").cloned().unwrap_or_default(),
+        // It was deleted meanwhile.
+        Err(kube::Error::Api(status)) if status.code == 404 => return Ok(()),
+        Err(error) => return written::<()>(Err(error), told),
+    };
+    let apply = |manager: String, status: Value| {
+        let patch = json!({
+            "apiVersion": resource.api_version, "kind": resource.kind,
+            "metadata": { "name": name.name }, "status": status,
+        });
+        let api = &api;
+        async move {
+            let parameters = PatchParams::apply(&manager).force();
+            match api.patch_status(&name.name, &parameters, &Patch::Apply(&patch)).await {
+                Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
+                other => written(other, told),
+            }
+        }
+    };
+    if let Some(condition) = changed_condition(&known, &verdict.condition) {
+        apply(MANAGER.to_owned(), json!({ "conditions": [condition] })).await?;
+    }
+    if failure_of(&known, node) != verdict.failure.as_deref() {
+        let failures = verdict.failure.iter().map(|message| json!({ "node": node, "message": message }));
+        apply(format!("{MANAGER}-{node}"), json!({ "failures": failures.collect::<Vec<_>>() })).await?;
+    }
+    Ok(())
+}
+
+/// The condition as it has to be written; `None`: it is there already.
+fn changed_condition(status: &Value, wanted: &Condition) -> Option<Value> {
+    let conditions = status.get("conditions").and_then(Value::as_array);
+    let old = conditions.into_iter().flatten().find(|condition| condition["type"] == wanted.name);
+    let holds = if wanted.holds { "True" } else { "False" };
+    let mut since = Value::Null;
+    if let Some(old) = old
+        && old["status"] == holds
+    {
+        if old["message"] == wanted.message && old["reason"] == wanted.reason {
+            return None;
+        }
+        since = old["lastTransitionTime"].clone();
+    }
+    if since.is_null() {
+        since = json!(Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string());
+    }
+    Some(json!({
+        "type": wanted.name, "status": holds, "reason": wanted.reason, "message": wanted.message,
+        "lastTransitionTime": since,
+    }))
+}
+
+/// What this node said of the object before.
+fn failure_of<'a>(status: &'a Value, node: &str) -> Option<&'a str> {
+    let failures = status.get("failures")?.as_array()?;
+    failures.iter().find(|failure| failure["node"] == node)?["message"].as_str()
 }
 
 fn written<T>(write: kube::Result<T>, object: impl FnOnce() -> String) -> Result<(), KubeError> {
     write.map(drop).map_err(|cause| KubeError::Write { object: object(), cause: Box::new(cause) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn condition(holds: bool, message: &str) -> Condition {
+        Condition {
+            name: "Valid",
+            holds,
+            reason: if holds { "Accepted" } else { "Unsupported" },
+            message: message.into(),
+        }
+    }
+
+    #[test]
+    fn a_condition_is_written_once_and_keeps_its_time_until_it_turns() {
+        let first = changed_condition(&Value::Null, &condition(false, "a is not supported")).unwrap();
+        let mut status = json!({ "conditions": [{"type": "Other", "status": "True"}, first] });
+        status["conditions"][1]["lastTransitionTime"] = json!("2020-01-01T00:00:00Z");
+        assert_eq!(changed_condition(&status, &condition(false, "a is not supported")), None);
+        let reworded = changed_condition(&status, &condition(false, "b is not supported")).unwrap();
+        assert_eq!(reworded["lastTransitionTime"], "2020-01-01T00:00:00Z");
+        let turned = changed_condition(&status, &condition(true, "enforced")).unwrap();
+        assert_ne!(turned["lastTransitionTime"], "2020-01-01T00:00:00Z");
+    }
+
+    #[test]
+    fn a_node_finds_only_its_own_failure() {
+        let status = json!({ "failures": [{"node": "a", "message": "no file"}] });
+        assert_eq!((failure_of(&status, "a"), failure_of(&status, "b")), (Some("no file"), None));
+        assert_eq!(failure_of(&Value::Null, "a"), None);
+    }
 }

@@ -13,6 +13,9 @@ use weft_model::types::MeshPeer;
 pub const DIRECTORY: &str = "directory";
 pub const KUBERNETES: &str = "kubernetes";
 
+/// How the origin of a watch's problem begins.
+pub const WATCH_OF: &str = "watch of ";
+
 /// How many events may wait for the control loop.
 pub const EVENTS_IN_FLIGHT: usize = 1024;
 

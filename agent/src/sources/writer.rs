@@ -2,7 +2,10 @@
 use super::{kube, mesh_peer_object};
 use ::kube::Client;
 use std::{collections::BTreeMap, fs, io, path::PathBuf};
-use weft_model::{parse::Kind, types::MeshPeer};
+use weft_model::{
+    parse::Kind,
+    types::{MeshPeer, ObjectName},
+};
 
 #[derive(Debug, thiserror::Error)]
 pub enum WriteError {
@@ -59,11 +62,16 @@ impl Writer {
         }
     }
 
-    /// In directory mode `weft policy list` alone tells.
-    pub async fn policy_status(&self, kind: Kind, name: &str, state: &str) -> Result<(), WriteError> {
+    /// In directory mode `weft policy list` and `weft plugin list` alone tell.
+    pub async fn verdict(
+        &self,
+        node: &str,
+        kind: Kind,
+        name: &ObjectName,
+        verdict: &kube::Verdict,
+    ) -> Result<(), WriteError> {
         let Self::Kubernetes(client) = self else { return Ok(()) };
-        let (namespace, name) = name.split_once('/').unwrap_or(("", name));
-        Ok(kube::policy_status(client, kind, namespace, name, state).await?)
+        Ok(kube::write_verdict(client, kind, name, node, verdict).await?)
     }
 }
 
