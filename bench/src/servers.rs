@@ -6,8 +6,7 @@ use std::{
     thread,
 };
 
-const ANSWER: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 32\r\n\r\n\
-    {\"id\":\"42\",\"name\":\"user 42 here\"}";
+const BODY: &str = "{\"id\":\"42\",\"name\":\"user 42\"}";
 const HEAD: usize = 16 * 1024;
 
 /// Takes connections and drops them, for ever.
@@ -31,6 +30,8 @@ fn bind(port: u16) -> Result<TcpListener> {
 
 fn answer(mut stream: TcpStream) -> std::io::Result<()> {
     stream.set_nodelay(true)?;
+    let length = BODY.len();
+    let answer = format!("HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\r\n{BODY}");
     let mut head = vec![0; HEAD];
     let mut length = 0;
     loop {
@@ -40,7 +41,7 @@ fn answer(mut stream: TcpStream) -> std::io::Result<()> {
         }
         length += read;
         if head[..length].ends_with(b"\r\n\r\n") {
-            stream.write_all(ANSWER)?;
+            stream.write_all(answer.as_bytes())?;
             length = 0;
         }
     }
