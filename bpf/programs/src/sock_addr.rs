@@ -8,6 +8,7 @@ use aya_ebpf::{
 };
 use core::ptr::{read_volatile, write_volatile};
 use weft_bpf_abi::{
+    event::Reason,
     lb::{Backend, Frontend, ReverseKey},
     mark,
     net::{Addr, Port, TCP, UDP},
@@ -44,8 +45,8 @@ pub fn connect(ctx: &SockAddrContext, family: Family) -> i32 {
             }
             ALLOW
         }
-        Choice::NoBackend => refuse(ECONNREFUSED),
-        Choice::Backend(backend) if family == Family::V4 && !backend.addr.is_v4() => refuse(ECONNREFUSED),
+        Choice::NoBackend => refuse(ECONNREFUSED, Reason::NoBackend),
+        Choice::Backend(backend) if family == Family::V4 && !backend.addr.is_v4() => refuse(ECONNREFUSED, Reason::NoBackend),
         Choice::Backend(backend) => {
             maps::set_frontend(&reverse_key(ctx, &backend), &Frontend { addr, port, reserved: [0; 2] });
             write(ctx, family, &backend.addr, backend.port);
@@ -74,11 +75,12 @@ pub fn bind(ctx: &SockAddrContext, family: Family) -> i32 {
         return ALLOW;
     }
     let (addr, port) = read(ctx, family);
-    if is_reserved(&KernelTables, &addr, port, proto) { refuse(EADDRINUSE) } else { ALLOW }
+    if is_reserved(&KernelTables, &addr, port, proto) { refuse(EADDRINUSE, Reason::PortReserved) } else { ALLOW }
 }
 
 #[inline(always)]
-fn refuse(errno: i32) -> i32 {
+fn refuse(errno: i32, reason: Reason) -> i32 {
+    maps::count(reason);
     // SAFETY: no pointers.
     unsafe { bpf_set_retval(-errno) };
     DENY
