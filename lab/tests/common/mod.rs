@@ -38,8 +38,13 @@ impl Caller<'_> {
 
 /// Calls an echo server `count` times, each on a new socket. `how` is `tcp`, `udp` or `udp-unconnected`.
 pub fn dial<'a>(from: impl Into<Caller<'a>>, how: &str, to: &str, count: usize) -> Vec<Call> {
+    dial_within(from, how, to, count, "3")
+}
+
+/// As [`dial`]; a call waits for its answer this long, in seconds.
+pub fn dial_within<'a>(from: impl Into<Caller<'a>>, how: &str, to: &str, count: usize, patience: &str) -> Vec<Call> {
     let program = weft_lab::program().expect("weft-lab is built");
-    let command = [&program.to_string_lossy(), "dial", how, to, "--count", &count.to_string()];
+    let command = [&program.to_string_lossy(), "dial", how, to, "--count", &count.to_string(), "--patience", patience];
     let output = from.into().run(&command);
     serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{}: {error}: {output:?}", command.join(" ")))
 }
