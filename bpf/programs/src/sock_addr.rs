@@ -46,7 +46,9 @@ pub fn connect(ctx: &SockAddrContext, family: Family) -> i32 {
             ALLOW
         }
         Choice::NoBackend => refuse(ECONNREFUSED, Reason::NoBackend),
-        Choice::Backend(backend) if family == Family::V4 && !backend.addr.is_v4() => refuse(ECONNREFUSED, Reason::NoBackend),
+        Choice::Backend(backend) if family == Family::V4 && !backend.addr.is_v4() => {
+            refuse(ECONNREFUSED, Reason::NoBackend)
+        }
         Choice::Backend(backend) => {
             maps::set_frontend(&reverse_key(ctx, &backend), &Frontend { addr, port, reserved: [0; 2] });
             write(ctx, family, &backend.addr, backend.port);
