@@ -43,7 +43,10 @@ fn http_policy_judges_every_request(lab: &Lab) {
     assert_eq!(status("-X POST http://10.96.0.10/admin/delete"), " 403");
     assert_eq!(status("-X DELETE http://10.96.0.10/api/users/42"), " 403");
     // Two requests on one connection: each is judged.
-    assert_eq!(status(&format!("{USERS} --next -o /dev/null -s -w ' %{{http_code}}' http://10.96.0.10/admin")), " 200 403");
+    assert_eq!(
+        status(&format!("{USERS} --next -o /dev/null -s -w ' %{{http_code}}' http://10.96.0.10/admin")),
+        " 200 403"
+    );
     // The server sees the client's own address.
     let body = frontend.curl(USERS);
     assert!(body.contains(&format!("\"peer\":\"{}:", frontend.ip())), "{body}");

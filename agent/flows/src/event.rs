@@ -1,6 +1,15 @@
 //! The kernel's events in the words of flows.
-use std::{collections::HashMap, net::{IpAddr, SocketAddr}, sync::Arc, time::{SystemTime, UNIX_EPOCH}};
-use weft_bpf_abi::{event::{Event, Reason}, net::identity, policy};
+use std::{
+    collections::HashMap,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::{SystemTime, UNIX_EPOCH},
+};
+use weft_bpf_abi::{
+    event::{Event, Reason},
+    net::identity,
+    policy,
+};
 use weft_model::snapshot::Snapshot;
 use weft_proxy_api::flow::{Flow, Peer, Verdict};
 

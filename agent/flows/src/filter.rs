@@ -38,7 +38,9 @@ impl FlowFilter {
             && all(&self.protocol, &|protocol| flow.protocol.eq_ignore_ascii_case(protocol))
             && self.port.is_none_or(|port| from.address.port() == port || to.address.port() == port)
             && (!self.http || flow.http.is_some())
-            && all(&self.http_method, &|method| flow.http.as_ref().is_some_and(|h| h.method.eq_ignore_ascii_case(method)))
+            && all(&self.http_method, &|method| {
+                flow.http.as_ref().is_some_and(|h| h.method.eq_ignore_ascii_case(method))
+            })
             && all(&self.http_path, &|path| flow.http.as_ref().is_some_and(|h| h.path.starts_with(path)))
             && self.http_status.is_none_or(|status| flow.http.as_ref().is_some_and(|h| h.status == status))
             && all(&self.policy, &|policy| flow.policy == policy)

@@ -1,5 +1,8 @@
 //! The last flows of this node. Writers never wait; a reader that falls behind is told how many it missed.
-use std::{collections::VecDeque, sync::{Arc, Mutex, MutexGuard, PoisonError}};
+use std::{
+    collections::VecDeque,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
 use tokio::sync::broadcast;
 use weft_proxy_api::flow::Flow;
 
@@ -47,7 +50,8 @@ impl FlowRing {
 
     /// The last `count` flows that `wanted` accepts, oldest first.
     pub fn last(&self, count: usize, wanted: impl Fn(&Flow) -> bool) -> Vec<Arc<Flow>> {
-        let mut found: Vec<_> = self.kept().flows.iter().rev().filter(|flow| wanted(flow)).take(count).cloned().collect();
+        let mut found: Vec<_> =
+            self.kept().flows.iter().rev().filter(|flow| wanted(flow)).take(count).cloned().collect();
         found.reverse();
         found
     }
