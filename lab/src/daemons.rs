@@ -137,8 +137,7 @@ pub fn proxy(layout: &Layout, built: &Built, cluster: &ClusterSpec, node: &NodeS
     let socket = layout.proxy_socket(&cluster.name, &node.name);
     let arguments =
         [("--socket", text(&socket)), ("--state-dir", text(&state)), ("--metrics", PROXY_METRICS.to_owned())];
-    let mut arguments: Vec<String> =
-        arguments.into_iter().flat_map(|(name, value)| [name.to_owned(), value]).collect();
+    let mut arguments: Vec<String> = arguments.into_iter().flat_map(|(name, value)| [name.to_owned(), value]).collect();
     // Benchmarks compare proxies with the same number of threads.
     if let Ok(workers) = std::env::var("WEFT_PROXY_WORKERS") {
         arguments.extend(["--workers".to_owned(), workers]);
