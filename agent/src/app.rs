@@ -164,10 +164,16 @@ impl App {
         appliers.take_over(&endpoints);
 
         let node = config.node.clone();
-        tasks.spawn(async move { ("source", Ok(follow.await)) });
+        tasks.spawn(async move {
+            follow.await;
+            ("source", Ok(()))
+        });
         tasks.spawn({
             let writer = writer.clone();
-            async move { ("write-back", Ok(apply::write_back(node, writer, write_back_wanted).await)) }
+            async move {
+                apply::write_back(node, writer, write_back_wanted).await;
+                ("write-back", Ok(()))
+            }
         });
         let link = Link {
             socket: config.proxy_socket(),
@@ -175,7 +181,10 @@ impl App {
             state: proxy_state,
             flows: flows.clone(),
         };
-        tasks.spawn(async move { ("proxy link", Ok(link.run().await)) });
+        tasks.spawn(async move {
+            link.run().await;
+            ("proxy link", Ok(()))
+        });
         tasks.spawn(async move {
             loop {
                 match kernel_events.next().await {
@@ -197,7 +206,10 @@ impl App {
             Control { store, overlay, endpoints, cni_dir, identities, appliers, mesh, writer, shared: shared.clone() };
         let inputs = Inputs { events: event_source, commands: command_queue, mesh: mesh_updates, proxy };
         let token = stop.clone();
-        tasks.spawn(async move { ("control", Ok(control.run(inputs, token).await)) });
+        tasks.spawn(async move {
+            control.run(inputs, token).await;
+            ("control", Ok(()))
+        });
         tracing::info!(node = config.node, cluster = %config.cluster, cluster_id, "weft-agent runs");
         Ok(Self { stop, tasks })
     }

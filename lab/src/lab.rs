@@ -178,9 +178,10 @@ impl Lab {
 
     /// As [`Self::kubectl`], whatever comes of it.
     pub fn try_kubectl(&self, cluster: &str, arguments: &[&str]) -> Output {
-        let mut command = Command::new("kubectl");
+        let built = crate::daemons::Built::find().expect("the binaries are found");
+        let mut command = Command::new(built.kubernetes("kubectl"));
         command.arg("--kubeconfig").arg(self.layout.kubeconfig(cluster)).args(arguments);
-        command.output().expect("kubectl is installed")
+        command.output().expect("kubectl is built: run `cargo xtask kubernetes`")
     }
 
     /// `kubectl apply` of manifests given as text.

@@ -68,7 +68,7 @@ pub fn binaries() -> Result<()> {
     Ok(())
 }
 
-/// `target/kubernetes/{kube-apiserver,kube-controller-manager}`
+/// `target/kubernetes/{kube-apiserver,kube-controller-manager,kubectl}`
 pub fn kubernetes() -> Result<()> {
     toolchain::go()?;
     let module = root().join("lab/kubernetes");
@@ -76,10 +76,10 @@ pub fn kubernetes() -> Result<()> {
     let stamp = out.join(".built");
     let sum = fs::read_to_string(module.join("go.sum")).context("cannot read lab/kubernetes/go.sum")?;
     let wanted = format!("{KUBERNETES}\n{sum}");
-    let servers = ["kube-apiserver", "kube-controller-manager"];
-    let there = servers.iter().all(|name| out.join(name).exists());
+    let programs = ["kube-apiserver", "kube-controller-manager", "kubectl"];
+    let there = programs.iter().all(|name| out.join(name).exists());
     if there && fs::read_to_string(&stamp).is_ok_and(|built| built == wanted) {
-        eprintln!("  ok   kube-apiserver and kube-controller-manager {KUBERNETES} are built");
+        eprintln!("  ok   kube-apiserver, kube-controller-manager and kubectl {KUBERNETES} are built");
         return Ok(());
     }
     fs::create_dir_all(&out).with_context(|| format!("cannot make {}", out.display()))?;
@@ -87,8 +87,8 @@ pub fn kubernetes() -> Result<()> {
     let mut go = Command::new("go");
     go.current_dir(&module).env("CGO_ENABLED", "0").env("GOFLAGS", "-mod=readonly");
     go.args(["build", "-buildvcs=false", "-trimpath", "-ldflags", &version, "-o"]).arg(&out);
-    for server in servers {
-        go.arg(format!("k8s.io/kubernetes/cmd/{server}"));
+    for program in programs {
+        go.arg(format!("k8s.io/kubernetes/cmd/{program}"));
     }
     progress::must("build Kubernetes servers (about 7 minutes the first time)", &mut go)?;
     fs::write(&stamp, wanted).with_context(|| format!("cannot write {}", stamp.display()))

@@ -161,7 +161,10 @@ async fn flows(State(shared): App, Query(which): Query<Which>, Json(filter): Jso
                 return;
             }
         }
-        while which.follow {
+        if !which.follow {
+            return;
+        }
+        loop {
             let flow = tokio::select! {
                 flow = new.recv() => flow,
                 () = send.closed() => return,
