@@ -88,7 +88,7 @@ impl Run {
 
     fn unit(&mut self) {
         let mut tests = plain_cargo();
-        tests.args(["test", "--no-fail-fast", "--workspace"]);
+        tests.args(["test", "--no-fail-fast", "--workspace", "--lib", "--bins", "--tests"]);
         for package in ["weft-bpf-programs", "weft-bpf-tests", "weft-lab"] {
             tests.args(["--exclude", package]);
         }
