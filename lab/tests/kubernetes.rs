@@ -2,7 +2,7 @@
 use serde_json::Value;
 use std::{
     process::{Child, Output, Stdio},
-    time::Duration,
+    time::{Duration, Instant},
 };
 use weft_lab::{Lab, layout::Source, load::Summary};
 
@@ -12,21 +12,32 @@ const PAYMENTS: &str = "http://10.96.0.30/";
 /// A watch that broke is taken up again after at most half a minute.
 const RESUMED: Duration = Duration::from_secs(90);
 
+const STEPS: [(&str, fn(&Lab)); 12] = [
+    ("nodes tell their WireGuard keys", nodes_tell_their_wireguard_keys),
+    ("agents work with their own role and no more", agents_work_with_their_own_role_and_no_more),
+    ("HTTP policy allows one request and denies another", http_policy_allows_one_request_and_denies_another),
+    ("mutual TLS proves frontend and refuses legacy", mutual_tls_proves_frontend_and_refuses_legacy),
+    (
+        "a policy with an unknown field is rejected in its status",
+        a_policy_with_an_unknown_field_is_rejected_in_its_status,
+    ),
+    ("a plugin is attached and bad ones say why not", a_plugin_is_attached_and_bad_ones_say_why_not),
+    ("a deployment is served and its pods are replaced", a_deployment_is_served_and_its_pods_are_replaced),
+    ("connected clusters serve a global service", connected_clusters_serve_a_global_service),
+    ("when the local pod is deleted the other cluster serves", when_the_local_pod_is_deleted_the_other_cluster_serves),
+    ("agents are killed and nothing fails", agents_are_killed_and_nothing_fails),
+    ("an API server is away and nothing fails", an_api_server_is_away_and_nothing_fails),
+    ("disconnecting leaves each cluster to itself", disconnecting_leaves_each_cluster_to_itself),
+];
+
 #[test]
 fn the_main_scenario_runs_on_kubernetes() {
     let lab = Lab::up_from("examples/two-clusters", Source::Kubernetes);
-    nodes_tell_their_wireguard_keys(&lab);
-    agents_work_with_their_own_role_and_no_more(&lab);
-    http_policy_allows_one_request_and_denies_another(&lab);
-    mutual_tls_proves_frontend_and_refuses_legacy(&lab);
-    a_policy_with_an_unknown_field_is_rejected_in_its_status(&lab);
-    a_plugin_is_attached_and_bad_ones_say_why_not(&lab);
-    a_deployment_is_served_and_its_pods_are_replaced(&lab);
-    connected_clusters_serve_a_global_service(&lab);
-    when_the_local_pod_is_deleted_the_other_cluster_serves(&lab);
-    agents_are_killed_and_nothing_fails(&lab);
-    an_api_server_is_away_and_nothing_fails(&lab);
-    disconnecting_leaves_each_cluster_to_itself(&lab);
+    for (what, step) in STEPS {
+        let begun = Instant::now();
+        step(&lab);
+        println!("{what}: {:.1} s", begun.elapsed().as_secs_f64());
+    }
 }
 
 fn nodes_tell_their_wireguard_keys(lab: &Lab) {
