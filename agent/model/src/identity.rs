@@ -90,17 +90,27 @@ pub struct Allocator {
     by_cidr: BTreeMap<IpNet, u32>,
     used: BTreeSet<u32>,
     next: u32,
+    /// Numbers of an earlier run stay though nothing (yet) uses them.
+    holds: bool,
 }
 
 impl Default for Allocator {
     fn default() -> Self {
-        Self { by_labels: HashMap::new(), by_cidr: BTreeMap::new(), used: BTreeSet::new(), next: FIRST_LOCAL }
+        Self {
+            by_labels: HashMap::new(),
+            by_cidr: BTreeMap::new(),
+            used: BTreeSet::new(),
+            next: FIRST_LOCAL,
+            holds: false,
+        }
     }
 }
 
 impl Allocator {
-    /// Takes up the numbers of an earlier run, so that a restart changes none.
+    /// Takes up the numbers of an earlier run, so that a restart changes none. They are kept until `settle`: objects come
+    /// one after the other, and a namespace may come after its pods.
     pub fn restore(&mut self, identities: impl IntoIterator<Item = SecurityIdentity>) {
+        self.holds = true;
         for identity in identities {
             if !(FIRST_LOCAL..=LAST_LOCAL).contains(&identity.id) || !self.used.insert(identity.id) {
                 continue;
@@ -114,6 +124,11 @@ impl Allocator {
         }
     }
 
+    /// All objects are known: from now on a number that is not in use is given back.
+    pub fn settle(&mut self) {
+        self.holds = false;
+    }
+
     /// Makes exactly these the ones in use. New ones get their numbers in sorted order. False: the numbers ran out, and
     /// the last ones went without.
     pub fn assign<'a>(
@@ -123,9 +138,11 @@ impl Allocator {
     ) -> bool {
         let labels: HashSet<&Arc<Labels>> = labels.into_iter().collect();
         let cidrs: BTreeSet<&IpNet> = cidrs.into_iter().collect();
-        let used = &mut self.used;
-        self.by_labels.retain(|set, id| labels.contains(set) || !used.remove(id));
-        self.by_cidr.retain(|net, id| cidrs.contains(net) || !used.remove(id));
+        if !self.holds {
+            let used = &mut self.used;
+            self.by_labels.retain(|set, id| labels.contains(set) || !used.remove(id));
+            self.by_cidr.retain(|net, id| cidrs.contains(net) || !used.remove(id));
+        }
         let mut complete = true;
         let mut new: Vec<&Arc<Labels>> =
             labels.into_iter().filter(|set| !self.by_labels.contains_key(set.as_ref())).collect();
@@ -186,6 +203,21 @@ mod tests {
 
     fn labels(app: &str) -> Arc<Labels> {
         Arc::new(Labels::from([("k8s:app".to_owned(), app.to_owned())]))
+    }
+
+    /// A restarted agent hears of pods before their namespace: the labels that it sees first are not yet the whole ones.
+    #[test]
+    fn restored_numbers_wait_until_all_objects_are_known() {
+        let whole = labels("web");
+        let known = SecurityIdentity { id: 300, labels: Labels::clone(&whole), cidr: None };
+        let mut allocator = Allocator::default();
+        allocator.restore([known]);
+        allocator.assign([&labels("half")], []);
+        allocator.assign([&whole], []);
+        assert_eq!(allocator.of_labels(&whole), Some(300));
+        allocator.settle();
+        allocator.assign([], []);
+        assert_eq!(allocator.of_labels(&whole), None);
     }
 
     #[test]

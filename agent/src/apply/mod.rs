@@ -40,8 +40,10 @@ use weft_wireguard::PrivateKey;
 const AUDIT: Duration = Duration::from_secs(60);
 /// How often the connection tables are counted: it walks them.
 const COUNT: Duration = Duration::from_secs(5);
-/// How long the kernel's maps wait for the proxy.
-const PROXY_PATIENCE: Duration = Duration::from_secs(2);
+/// How long one round waits for the proxy.
+const PROXY_PATIENCE: Duration = Duration::from_secs(3);
+/// After this long without an answer the kernel's maps are written without the proxy.
+const PROXY_HANGS: Duration = Duration::from_secs(20);
 
 pub struct Appliers {
     pub datapath: Datapath,
@@ -74,6 +76,8 @@ pub struct State {
     status: Option<weft_datapath::status::Status>,
     /// The proxy has run a configuration of this agent's: from then on the agent counts as ready whatever becomes of it.
     proxy_heard: bool,
+    /// Since when the proxy owes an answer to its configuration.
+    unheard: Option<Instant>,
     counted: Option<Instant>,
     audited: Option<Instant>,
 }
@@ -115,13 +119,18 @@ impl Appliers {
         if snapshot.synced {
             self.look_at_host().await;
             // The proxy first: what the kernel hands over must meet the rules that it is handed over for.
-            if let Some(version) = self.tell_proxy(snapshot, mesh, shared) {
-                heard(shared, version).await;
+            let version = self.tell_proxy(snapshot, mesh, shared);
+            let heard = heard(shared, version).await;
+            let since = *self.state.unheard.get_or_insert_with(Instant::now);
+            if heard {
+                self.state.unheard = None;
             }
-            let wanted = self.proxy.borrow().as_ref().map_or(0, |config| config.version);
-            let runs = shared.proxy.borrow().status.as_ref().is_some_and(|status| status.config_version >= wanted);
+            // A proxy that hangs must not hold up the kernel for ever: what needs it does not work anyway.
+            if heard || since.elapsed() > PROXY_HANGS {
+                self.write_kernel(snapshot, endpoints, shared).await;
+            }
+            let runs = shared.proxy.borrow().status.as_ref().is_some_and(|status| status.config_version >= version);
             self.state.proxy_heard |= runs;
-            self.write_kernel(snapshot, endpoints, shared).await;
             self.write_back(snapshot, writer, shared);
         }
         self.look();
@@ -214,8 +223,8 @@ impl Appliers {
         self.state.written_addresses.clone_from(&self.state.host_addresses);
     }
 
-    /// The version to wait for, if there is something new.
-    fn tell_proxy(&mut self, snapshot: &Snapshot, mesh: &Mesh, shared: &Shared) -> Option<u64> {
+    /// Answers the version that the proxy should run.
+    fn tell_proxy(&mut self, snapshot: &Snapshot, mesh: &Mesh, shared: &Shared) -> u64 {
         let kept = self.svids.keep(&self.ca, &local_identities(snapshot), SystemTime::now());
         self.note("svids", kept);
         let mut trust_bundles = mesh.trust_bundles(snapshot);
@@ -233,12 +242,12 @@ impl Appliers {
         let version = self.proxy.borrow().as_ref().map_or(0, |config| config.version);
         let config = plan::config(snapshot, inputs, version);
         if self.proxy.borrow().as_deref() == Some(&config) {
-            return None;
+            return version;
         }
         // Above all that an earlier run of this agent has given out.
         let version = version.max(weft_flows::event::now_ms()) + 1;
         self.proxy.send_replace(Some(Arc::new(ProxyConfig { version, ..config })));
-        Some(version)
+        version
     }
 
     fn write_back(&mut self, snapshot: &Snapshot, writer: &Writer, shared: &Shared) {
@@ -302,12 +311,13 @@ impl Appliers {
     }
 }
 
-/// Waits until the proxy runs this configuration. One that is not there, or does not answer in time, is not waited for:
-/// without it the kernel drops what it is due.
-async fn heard(shared: &Shared, version: u64) {
+/// Waits a while for the proxy to run this configuration, or to refuse it, or to be known to be away: without it the
+/// kernel drops what it is due. False: it is there and has not answered yet.
+async fn heard(shared: &Shared, version: u64) -> bool {
     let mut proxy = shared.proxy.clone();
-    let runs = proxy.wait_for(|proxy| proxy.status.as_ref().is_none_or(|status| status.config_version >= version));
-    if time::timeout(PROXY_PATIENCE, runs).await.is_err() {
-        tracing::warn!(version, "weft-proxy does not take its configuration in time");
-    }
+    let answered = proxy.wait_for(|proxy| match &proxy.status {
+        Some(status) => status.config_version >= version || !status.config_errors.is_empty(),
+        None => !proxy.error.is_empty(),
+    });
+    time::timeout(PROXY_PATIENCE, answered).await.is_ok()
 }

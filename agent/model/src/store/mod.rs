@@ -310,6 +310,10 @@ impl Store {
 
     fn rebuild(&mut self) {
         let pending = std::mem::take(&mut self.pending);
+        // Once it was said that all sources are in sync: remote clusters of an earlier run come right after.
+        if self.current.synced {
+            self.workloads.settle_identities();
+        }
         let snapshot = Self::writable(&mut self.current, pending);
         snapshot.synced = !self.expected.is_empty() && self.expected.is_subset(&self.delivered);
         self.services.rebuild(&mut snapshot.services, self.workloads.pods(), self.remotes.values());

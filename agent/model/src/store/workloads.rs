@@ -30,6 +30,10 @@ impl Workloads {
         self.allocator.restore(identities);
     }
 
+    pub(super) fn settle_identities(&mut self) {
+        self.allocator.settle();
+    }
+
     pub(super) fn pods(&self) -> &BTreeMap<ObjectName, Arc<PodFact>> {
         &self.pods
     }
