@@ -14,6 +14,7 @@ const MUTUAL_TLS: &str = "http://10.96.0.30/";
 fn a_node_goes_on_while_its_agent_dies_and_comes_back() {
     let lab = Lab::up(EXAMPLE);
     killing_agents_fails_no_connection_old_or_new(&lab);
+    agents_that_die_while_pods_come_fail_no_connection(&lab);
     policy_and_services_stand_while_no_agent_runs(&lab);
     a_restarted_agent_takes_over_what_is_in_the_kernel(&lab);
     while_the_proxy_is_gone_what_needs_it_is_refused_and_the_rest_goes_on(&lab);
@@ -31,6 +32,38 @@ fn killing_agents_fails_no_connection_old_or_new(lab: &Lab) {
     }
     for load in loads {
         no_failure(load);
+    }
+}
+
+fn agents_that_die_while_pods_come_fail_no_connection(lab: &Lab) {
+    let loads: Vec<Child> = [LAYER_7, LAYER_4].map(|url| load(lab, url, 12)).into();
+    kill_both(lab);
+    let pod = "apiVersion: v1
+kind: Pod
+metadata: {name: api-3, namespace: shop, labels: {app: api}}
+spec:
+  serviceAccountName: api
+  nodeName: east-2
+  containers:
+  - name: api
+    command: [weft-lab, serve, --http, \"8080\", --tcp, \"9000\", --udp, \"9001\"]
+    readinessProbe: {httpGet: {port: 8080, path: /healthz}, periodSeconds: 1, failureThreshold: 1}
+";
+    lab.write("east/api-3.yaml", pod);
+    kill_both(lab);
+    lab.settle();
+    kill_both(lab);
+    lab.wait_for("the new pod serves", || lab.pod("east/frontend").curl(LAYER_7).contains("api-3"));
+    for load in loads {
+        no_failure(load);
+    }
+}
+
+fn kill_both(lab: &Lab) {
+    for node in ["east/east-1", "east/east-2"] {
+        let before = lab.node(node).agent_pid();
+        lab.kill_agent(node);
+        lab.wait_for("the agent is back", || lab.node(node).agent_pid() != before);
     }
 }
 
