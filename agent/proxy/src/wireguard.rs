@@ -51,10 +51,12 @@ impl WireGuard {
 
     /// Tries again what failed.
     pub fn retry(&mut self) {
-        self.failure = self.try_apply().err().map(|error| weft_certs::explain(&error));
-        if let Some(reason) = &self.failure {
+        let failure = self.try_apply().err().map(|error| weft_certs::explain(&error));
+        // Once, not at every try.
+        if let Some(reason) = failure.as_ref().filter(|_| failure != self.failure) {
             tracing::warn!(reason, "WireGuard does not run as configured");
         }
+        self.failure = failure;
     }
 
     pub fn failed(&self) -> bool {

@@ -311,12 +311,12 @@ impl Appliers {
     }
 }
 
-/// Waits a while for the proxy to run this configuration, or to refuse it, or to be known to be away: without it the
-/// kernel drops what it is due. False: it is there and has not answered yet.
+/// Waits a while for the proxy to run this configuration, or to be known to be away: without it the kernel drops what it
+/// is due. False: it is there and does not run it yet.
 async fn heard(shared: &Shared, version: u64) -> bool {
     let mut proxy = shared.proxy.clone();
     let answered = proxy.wait_for(|proxy| match &proxy.status {
-        Some(status) => status.config_version >= version || !status.config_errors.is_empty(),
+        Some(status) => status.config_version >= version,
         None => !proxy.error.is_empty(),
     });
     time::timeout(PROXY_PATIENCE, answered).await.is_ok()
