@@ -12,7 +12,9 @@ const PAYMENTS: &str = "http://10.96.0.30/";
 /// A watch that broke is taken up again after at most half a minute.
 const RESUMED: Duration = Duration::from_secs(90);
 
-const STEPS: [(&str, fn(&Lab)); 12] = [
+type Step = (&'static str, fn(&Lab));
+
+const STEPS: [Step; 12] = [
     ("nodes tell their WireGuard keys", nodes_tell_their_wireguard_keys),
     ("agents work with their own role and no more", agents_work_with_their_own_role_and_no_more),
     ("HTTP policy allows one request and denies another", http_policy_allows_one_request_and_denies_another),

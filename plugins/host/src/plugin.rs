@@ -35,6 +35,7 @@ pub(crate) struct Shared {
     instance: RefCell<Rc<Instance>>,
     restart: RefCell<Restart>,
     /// Of streams that ended, for new ones.
+    #[expect(clippy::vec_box, reason = "a stream owns its state boxed: the box itself goes back and forth")]
     spare: RefCell<Vec<Box<StreamState>>>,
 }
 
