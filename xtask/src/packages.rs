@@ -18,7 +18,7 @@ const PACKAGES: &[(&str, &str)] = &[
     ("curl", "clients in the lab's pods"),
     ("etcd-server", "the lab's Kubernetes clusters"),
     ("etcd-client", "tests of the mesh server with a foreign client"),
-    ("iperf3", "throughput tests"),
+    ("procps", "the sysctls of the lab and the tests"),
     ("wrk", "benchmarks"),
     ("haproxy", "benchmarks"),
     ("python3-venv", "Envoy for the benchmarks"),
