@@ -8,7 +8,11 @@ use crate::{
     layout::{Layout, ProcessId, Record},
 };
 use anyhow::{Context, Result};
-use std::{fs, sync::Arc, time::Duration};
+use std::{
+    fs,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 use tokio::{
     io::{AsyncBufReadExt, AsyncWriteExt, BufReader},
     net::{UnixListener, UnixStream},
@@ -34,6 +38,8 @@ struct Lab {
     layout: Layout,
     record: Record,
     state: RwLock<State>,
+    /// Held while the wires are laid: that cannot be broken off, so what removes them waits for it.
+    building: Arc<Mutex<()>>,
 }
 
 /// Runs the lab that `record` describes, until it is told to end; then nothing is left of it.
@@ -43,7 +49,8 @@ pub async fn run(layout: Layout, record: Record, owner: Option<ProcessId>) -> Re
     let [interrupt, terminate, hangup] = &mut interrupts;
     let planned = record.spec.clusters.len();
     let state = RwLock::new(State { planned, ..State::default() });
-    let lab = Arc::new(Lab { layout: layout.clone(), record, state });
+    let building = Arc::new(Mutex::new(()));
+    let lab = Arc::new(Lab { layout: layout.clone(), record, state, building: building.clone() });
     // A socket that was left by a lab that is gone would be in the way.
     let _ = fs::remove_file(layout.socket());
     let listener = UnixListener::bind(layout.socket()).context("cannot open the lab's socket")?;
@@ -65,7 +72,11 @@ pub async fn run(layout: Layout, record: Record, owner: Option<ProcessId>) -> Re
     tasks.shutdown().await;
     // Daemons and pods end with their owners; what they leave is removed after them.
     lab.state.write().await.clusters.clear();
-    tokio::task::spawn_blocking(move || cleanup::remove(&layout)).await?;
+    let remove = move || {
+        let _built = building.lock().unwrap_or_else(PoisonError::into_inner);
+        cleanup::remove(&layout);
+    };
+    tokio::task::spawn_blocking(remove).await?;
     Ok(())
 }
 
@@ -74,7 +85,12 @@ impl Lab {
         let built = Built::find().context("cannot find the binaries")?;
         built.check(self.record.source)?;
         let (layout, spec, source) = (self.layout.clone(), self.record.spec.clone(), self.record.source);
-        tokio::task::spawn_blocking(move || fabric::build(&layout, &spec, source)).await??;
+        let building = self.building.clone();
+        let build = move || {
+            let _building = building.lock().unwrap_or_else(PoisonError::into_inner);
+            fabric::build(&layout, &spec, source)
+        };
+        tokio::task::spawn_blocking(build).await??;
         let Record { spec, source, folder, .. } = &self.record;
         daemons::write_yaml(&self.layout.contexts(), &daemons::contexts(&self.layout, spec, *source))?;
         let common = Common { layout: &self.layout, built: &built, spec, source: *source, folder };

@@ -27,7 +27,7 @@ struct Arguments {
     #[arg(long, global = true, default_value = DEFAULT_RUNTIME_DIR, value_name = "FOLDER")]
     runtime_dir: PathBuf,
     /// Which lab, where there are several; the name of its folder if not given to `up`
-    #[arg(long, global = true)]
+    #[arg(long, global = true, env = "WEFT_LAB")]
     name: Option<String>,
     #[command(subcommand)]
     command: Command,

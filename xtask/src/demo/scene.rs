@@ -144,7 +144,7 @@ impl Scene {
 
     pub fn next_steps(&self) -> Vec<String> {
         vec![
-            format!("export PATH={}:$PATH", binaries().display()),
+            format!("export PATH={}:$PATH WEFT_LAB={LAB}", binaries().display()),
             "weft --context east status".to_owned(),
             "weft --context east observe --follow".to_owned(),
             "weft-lab exec east/frontend -- curl -i http://10.96.0.10/api/users/42".to_owned(),
@@ -159,6 +159,8 @@ impl Scene {
         let mut command = Command::new("sh");
         command.args(["-c", line]).current_dir(root());
         command.env("PATH", format!("{}:{path}", binaries().display()));
+        // Other labs may run.
+        command.env("WEFT_LAB", LAB);
         command.env("WEFT_CONTEXTS", format!("/run/weft-lab/{LAB}/contexts.yaml"));
         command
     }
